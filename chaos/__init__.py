@@ -1,0 +1,1 @@
+"""Faults on purpose: the simulated provider and what is built on it."""

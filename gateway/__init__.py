@@ -1,0 +1,1 @@
+"""One process between agents and LLM providers."""

@@ -1,0 +1,1 @@
+"""The HTTP client of a gateway, for the command line and chaos."""

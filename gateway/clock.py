@@ -1,0 +1,53 @@
+"""The only time: every wait, timer and timestamp of the product goes through a Clock."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What may be asked about time. Seconds everywhere."""
+
+    def now(self) -> float:
+        """Seconds since the epoch; may step."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never go backwards; the zero means nothing."""
+        ...
+
+    async def sleep(self, seconds: float) -> None: ...
+
+    def call_at(self, when: float, wake: Callable[[], None]) -> Callable[[], None]:
+        """Call `wake` once `monotonic()` has reached `when`; returns what cancels it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """The moment (monotonic seconds) by which something has to be over."""
+
+    at: float
+
+    def left(self, clock: Clock) -> float:
+        """Seconds that are left, never below 0."""
+        return max(0.0, self.at - clock.monotonic())
+
+
+class SystemClock:
+    """The machine's clock; `call_at` needs a running event loop."""
+
+    def now(self) -> float:
+        return time.time()
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    def call_at(self, when: float, wake: Callable[[], None]) -> Callable[[], None]:
+        # The loop may keep another zero than time.monotonic (uvloop does): go by the difference.
+        return asyncio.get_running_loop().call_later(max(0.0, when - time.monotonic()), wake).cancel

@@ -1,0 +1,1 @@
+"""From YAML to core objects, with every mistake told at once."""

@@ -1,0 +1,1 @@
+"""The words (types) and the doors (ports) of the road."""

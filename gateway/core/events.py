@@ -1,0 +1,84 @@
+"""What the road says aloud; telemetry, the store of stories and the demo listen.
+
+A listener runs inside the request's loop turn: it may append to a list or add to an integer,
+never wait, never raise.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gateway.core.attempt import Attempt, Exchange
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnded:
+    """Every request on a public route ends with exactly one of these, whatever became of it.
+
+    `now` is epoch seconds. Of the exchange only what was reached is filled.
+    """
+
+    exchange: Exchange
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """An upstream call is over: its outcome, usage and cost are final."""
+
+    exchange: Exchange
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerMoved:
+    """A breaker changed. `detail` for people: `5 failures in a row`, `probe ok, 111 ms`.
+
+    `until` is the monotonic moment of the next probe when it opened.
+    """
+
+    target_id: str
+    target: str
+    was: Literal["closed", "half-open", "open"]
+    to: Literal["closed", "half-open", "open"]
+    detail: str
+    until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyAside:
+    """A provider key (or a model) was set aside for `seconds`; an operator has to look."""
+
+    target: str
+    provider: str
+    key: str
+    cause: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """A configuration was read again; `problem` is empty when it is in force now."""
+
+    config: str
+    problem: str
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lifecycle:
+    """`started`, `draining`, `stopped`; `detail` for people."""
+
+    what: Literal["started", "draining", "stopped"]
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StateTrouble:
+    """The store or the journal could not be used; `problem` names the operation, no path."""
+
+    backend: str
+    op: str
+    problem: str
+
+
+Event = RequestEnded | AttemptEnded | BreakerMoved | KeyAside | Reloaded | Lifecycle | StateTrouble

@@ -1,0 +1,106 @@
+"""What the planner is asked and what it answers: values only, so a plan can be made again."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gateway.clock import Deadline
+from gateway.core.principal import Principal
+from gateway.core.request import Hints, Request
+from gateway.core.target import Cause, Chain, Target, Timeouts
+from gateway.core.usage import Cost
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a request before anything is tried.
+
+    `deadline` is the whole request's end; `started` monotonic seconds.
+    """
+
+    id: str
+    started: float
+    deadline: Deadline
+    principal: Principal
+    request: Request
+    chain: Chain
+    hints: Hints
+    user: str | None = None
+    session: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a target stands just now; moments are monotonic seconds, 0 when nothing is against it.
+
+    Args:
+        open_until: the breaker lets nobody through before; then one probe.
+        probing: half-open, and the one probe is under way.
+        share: after a recovery, the part (0..1) of its traffic that it gets.
+        throttled_until: the upstream asked for rest.
+        aside_until: the key was refused or the model is gone.
+        lacks: abilities and parameters learnt to be missing.
+    """
+
+    open_until: float = 0.0
+    half_open: bool = False
+    probing: bool = False
+    share: float = 1.0
+    throttled_until: float = 0.0
+    aside_until: float = 0.0
+    lacks: frozenset[str] = frozenset()
+
+
+WELL = Standing()
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What health and limiter know at this instant.
+
+    Args:
+        now: monotonic seconds.
+        epoch: seconds since the epoch, for dated prices.
+        standings: by target id; a target that is not there stands well.
+        waits: by target id: seconds until its accounts have room again; absent: now.
+    """
+
+    now: float
+    epoch: float
+    standings: Mapping[str, Standing] = field(default_factory=dict)
+    waits: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """One target that may be asked, with its clocks and the upper bound of what it may cost.
+
+    Args:
+        timeouts: this chain's clocks for it, reasoning slack and the caller's header applied.
+        seconds: how long the attempt may take at most to content (stream) or answer.
+        output: upper bound of output tokens.
+        probe: the breaker is half-open: this would be its one probe.
+    """
+
+    target: Target
+    timeouts: Timeouts
+    seconds: float
+    bound: Cost
+    output: int
+    probe: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A target that is left out, why, and (monotonic) when that may be over; None: not by time."""
+
+    target: Target
+    cause: Cause
+    until: float | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    chain: Chain
+    tries: tuple[Try, ...]
+    skipped: tuple[Skip, ...] = ()

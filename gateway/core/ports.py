@@ -1,0 +1,290 @@
+"""The doors between rooms: what the road needs, said once, whoever stands behind.
+
+Rooms implement these protocols and never import one another; `gateway.app` brings them together.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from gateway.clock import Deadline
+from gateway.core.attempt import (
+    Attempt,
+    Demand,
+    Headroom,
+    Line,
+    Opening,
+    Refusal,
+    Reservation,
+    StreamEvent,
+)
+from gateway.core.events import Event
+from gateway.core.plan import Standing
+from gateway.core.principal import Credential, Principal
+from gateway.core.request import Hints, Request
+from gateway.core.target import Account, Failure, Target, Timeouts
+from gateway.errors import GatewayError
+
+
+class Limiter(Protocol):
+    """Accounts (gateway.md 5): `settled(window) + held + n <= limit` at every instant."""
+
+    async def reserve(
+        self, id: str, demands: Sequence[Demand], told: Sequence[Account]
+    ) -> Reservation | Refusal:
+        """Hold all demands or none; a refusal consumes nothing and names the first that is full.
+
+        An ask above the limit counts as the limit. `told`: the accounts whose headroom the
+        reservation carries.
+        """
+        ...
+
+    async def extend(self, reservation: Reservation, demands: Sequence[Demand]) -> Refusal | None:
+        """Hold more under the same reservation, all or none."""
+        ...
+
+    def settle(self, reservation: Reservation, accounts: Iterable[Account], tokens: int) -> None:
+        """End the holds on `accounts`: rpm counts 1, tpm counts `tokens`, concurrency frees 1.
+
+        Idempotent for each account; never waits. Tokens above the hold stay as debt.
+        """
+        ...
+
+    def release(self, reservation: Reservation, accounts: Iterable[Account]) -> None:
+        """Give holds back as if they had never been: what they were for was not done."""
+        ...
+
+    def wait(self, demands: Sequence[Demand]) -> float:
+        """Seconds until `demands` would be admitted; 0: now. Looks only."""
+        ...
+
+    def headroom(self, accounts: Sequence[Account]) -> Sequence[Headroom]: ...
+
+    def on_room(self, wake: Callable[[], None]) -> None:
+        """Call `wake` (once per loop turn at most) whenever a concurrency slot came back."""
+        ...
+
+
+class Ledger(Protocol):
+    """Exactly one final line an attempt, through any crash (gateway.md 6)."""
+
+    def open(self, opening: Opening) -> None:
+        """Write the opening to the journal before a byte leaves.
+
+        Raises:
+            gateway.errors.Overloaded: `store_unavailable`, the journal cannot be written.
+        """
+        ...
+
+    def checkpoint(self, attempt_id: str, tokens: int) -> None:
+        """Output tokens so far, for what a lost worker leaves."""
+        ...
+
+    def close(self, line: Line) -> None:
+        """The final line; said twice, the first counts. Never waits, never raises."""
+        ...
+
+
+class Keys(Protocol):
+    """Only digests are stored; an unknown key costs the same as a known one."""
+
+    async def find(self, credential: Credential | None) -> Principal | None:
+        """Who shows this credential; None: nobody, expired, revoked, alike."""
+        ...
+
+
+class Health(Protocol):
+    """Breakers, throttles, keys aside, learnt abilities: asked on every request, never waits."""
+
+    def standing(self, target_id: str) -> Standing:
+        """How it stands now; see `gateway.core.plan.Standing`."""
+        ...
+
+    def enter(self, target: Target) -> bool:
+        """Take the one probe of a half-open breaker; False: somebody else has it."""
+        ...
+
+    def leave(self, target: Target) -> None:
+        """Give the probe back: the attempt was not made, or ended without a verdict."""
+        ...
+
+    def record(self, attempt: Attempt, target: Target) -> None:
+        """Judge an ended attempt; one that neither finished nor failed counts for nobody."""
+        ...
+
+    def deposit(self, target: Target) -> None:
+        """A first attempt on a target feeds its retry budget by 0.2."""
+        ...
+
+    def withdraw(self, target: Target) -> bool:
+        """Take 1 from the retry budget; False: it is empty, do not retry."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """What leaves for a provider. `headers` hold the credential: never log them.
+
+    Args:
+        stream: whether the answer is read in pieces (first_token, idle) or whole (answer).
+        allow_private: whether the address may be loopback or private.
+    """
+
+    method: str
+    url: str
+    headers: Mapping[str, str]
+    body: bytes
+    stream: bool
+    allow_private: bool = False
+    dropped: tuple[str, ...] = ()
+
+
+class StreamDecoder(Protocol):
+    """Upstream bytes, cut anywhere, to events in our dialect. One an answer; keeps state."""
+
+    def feed(self, data: bytes) -> Sequence[StreamEvent]:
+        """What these bytes completed. After an event with a failure nothing more comes."""
+        ...
+
+    def close(self) -> Sequence[StreamEvent]:
+        """The end came: nothing if the answer was complete, else one event with a failure."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """Every choice has its finish_reason, and usage or `[DONE]` was seen as well."""
+        ...
+
+
+class Provider(Protocol):
+    """One target's dialect: pure, no socket, no clock; made once per target when it is loaded."""
+
+    def request(self, request: Request, attempt_id: str) -> UpstreamRequest:
+        """What to send. `Request.members` are put through the target's `params`."""
+        ...
+
+    def completion(self, request: Request, body: bytes) -> StreamEvent:
+        """A whole 200 answer as one event; with a failure when it is none."""
+        ...
+
+    def decoder(self, request: Request) -> StreamDecoder: ...
+
+    def failure(self, status: int, headers: Mapping[str, str], body: bytes) -> Failure:
+        """What an error status means (gateway.md 2.2). Header names in lower case."""
+        ...
+
+
+class UpstreamReply(Protocol):
+    """An answer whose head is here. Header names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+
+    async def read(self, limit: int) -> bytes:
+        """The whole body.
+
+        Raises:
+            gateway.core.target.Failed: cut, silent, or longer than `limit` bytes.
+        """
+        ...
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes; raises `Failed` alike."""
+        ...
+
+    def progressed(self) -> None:
+        """Content came: from now on `idle` counts, from this moment."""
+        ...
+
+    def ending(self, seconds: float) -> None:
+        """The answer is complete; the rest (usage, `[DONE]`) may take `seconds` at most."""
+        ...
+
+
+class Transport(Protocol):
+    """The sockets. Leaving the context closes what is not fully read, in the same loop turn."""
+
+    def send(
+        self, request: UpstreamRequest, timeouts: Timeouts, seconds: float, deadline: Deadline
+    ) -> AbstractAsyncContextManager[UpstreamReply]:
+        """Dial, send, and wait for the head.
+
+        `seconds` bounds the time to content (stream) or to the whole answer, from now; the
+        `deadline` cuts everything. A reused connection that died with 0 bytes is replaced once.
+
+        Raises:
+            gateway.core.target.Failed: connect, timeout, first_token, stalled, cut_stream,
+                malformed (not HTTP); what leaves is ours, never a library's text.
+        """
+        ...
+
+
+class Call(Protocol):
+    """A request at the edge: its head is here, its body not yet read."""
+
+    id: str
+    api: str
+    started: float
+    address: str  # the caller's IP, for counting failed logins only
+    credential: Credential | None
+    hints: Hints
+
+    async def body(self) -> bytes:
+        """The decoded body.
+
+        Raises:
+            gateway.errors.TooLarge, gateway.errors.UnsupportedEncoding,
+            gateway.errors.SlowRequest, gateway.errors.InvalidRequest.
+        """
+        ...
+
+
+class Voice(Protocol):
+    """How an answer is spelled on the caller's socket; one an answer, may keep state."""
+
+    content_type: str
+
+    def say(self, event: StreamEvent) -> bytes:
+        """The bytes of an event, b"" if the caller is not to see it."""
+        ...
+
+    def close(self, note: bytes) -> bytes:
+        """The proper end; `note` is JSON for people who look (`: gateway {...}` in a stream)."""
+        ...
+
+    def interrupted(self, error: GatewayError) -> bytes:
+        """The error frame after the head is out: no `[DONE]`, no finish_reason."""
+        ...
+
+
+class Facade(Protocol):
+    """How a public endpoint is spelled."""
+
+    def parse(self, body: bytes) -> Request:
+        """Raises gateway.errors.InvalidRequest naming what is wrong and where."""
+        ...
+
+    def voice(self, request: Request) -> Voice: ...
+
+
+class Reply(Protocol):
+    """The caller's socket. Until `start` the road may change its mind."""
+
+    def expect(
+        self, voice: Voice, keepalive: float, headers: Callable[[], Mapping[str, str]]
+    ) -> None:
+        """A stream will follow: after `keepalive` seconds of silence send the head, then comments."""
+        ...
+
+    async def start(self, headers: Mapping[str, str], voice: Voice) -> None: ...
+
+    async def write(self, events: Sequence[StreamEvent]) -> None:
+        """One socket write for the events of one upstream read; waits for the caller's socket."""
+        ...
+
+    async def finish(self, note: bytes) -> None: ...
+
+
+class Listener(Protocol):
+    def heard(self, event: Event) -> None: ...

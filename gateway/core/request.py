@@ -1,0 +1,70 @@
+"""What a caller asks: the members of the body undecoded, and the few that the road needs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from gateway.core.principal import Priority
+from gateway.wire import json
+
+Kind = Literal["chat", "embeddings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """The `x-gateway-*` headers of a request, parsed but not yet allowed.
+
+    Durations in seconds, money in nano-dollars. `names` holds the headers that need a right.
+    """
+
+    deadline: float | None = None
+    first_token: float | None = None
+    max_cost: int | None = None
+    priority: Priority | None = None
+    session: str | None = None
+    user: str | None = None
+    tags: tuple[tuple[str, str], ...] = ()
+    skip: frozenset[str] = frozenset()
+    target: str | None = None
+    fallback: bool = True
+    trace: bool = False
+    traceparent: str | None = None
+    client_retry: bool = False  # x-stainless-retry-count > 0: a client's own retry
+
+
+NO_HINTS = Hints()
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request in our own dialect, OpenAI's.
+
+    Args:
+        kind: which endpoint.
+        model: the name the caller asked for.
+        members: every member of the body by name, as raw JSON: unknown ones travel.
+        max_output: max_completion_tokens, else max_tokens.
+        n: how many choices were asked for.
+        include_usage: whether the caller wants the usage frame of a stream.
+        prompt: estimated input tokens.
+        needs: abilities a target must have.
+    """
+
+    kind: Kind
+    model: str
+    members: Mapping[str, json.Raw]
+    stream: bool = False
+    max_output: int | None = None
+    n: int = 1
+    user: str | None = None
+    include_usage: bool = False
+    prompt: int = 0
+    needs: frozenset[str] = frozenset()
+
+    def with_members(self, changed: Mapping[str, json.Raw]) -> "Request":
+        """The same request with some members set: attempts cannot spoil each other."""
+        return replace(self, members={**self.members, **changed})
+
+    def body(self) -> bytes:
+        """The members joined again, never the caller's own bytes."""
+        return json.join(self.members)

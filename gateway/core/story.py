@@ -1,0 +1,90 @@
+"""One request's story: the same words in the log line, `gateway why`, the console and the docs."""
+
+from typing import Any
+
+from gateway.core.attempt import Attempt, Exchange
+from gateway.core.usage import Usage
+
+
+def story(exchange: Exchange, now: float, config: str) -> dict[str, Any]:
+    """What happened, as JSON values; never a prompt, completion, header value, key or URL.
+
+    Args:
+        exchange: ended.
+        now: epoch seconds of its end.
+        config: the snapshot's name.
+    """
+    facts = exchange.facts
+    told: dict[str, Any] = {
+        "ts": now,
+        "event": "request",
+        "request_id": exchange.id,
+        "api": exchange.api,
+        "chain": exchange.chain_name,
+        "status": exchange.status,
+        "stream": exchange.streaming,
+        "key": exchange.principal.key_id if exchange.principal else None,
+        "team": exchange.principal.team if exchange.principal else None,
+        "user": facts.user if facts else None,
+        "session": facts.session if facts else None,
+        "path": exchange.path(),
+        "attempts": [_attempt(a, exchange.started) for a in exchange.attempts],
+        "skipped": [
+            {"target": s.target.name, "reason": s.cause.value, "detail": s.detail}
+            for s in exchange.skips
+        ],
+        "queue_ms": round(exchange.waited * 1000),
+        "ms": round((exchange.ended - exchange.started) * 1000),
+        "cost_usd": exchange.cost.dollars(),
+        "config": config,
+    }
+    served = exchange.served_by
+    if served is not None:
+        told["target"] = served.target.name
+        if served.first_content is not None:
+            told["ttft_ms"] = round((served.first_content - exchange.started) * 1000)
+        if served.usage is not None:
+            told["tokens"] = tokens(served.usage)
+    if exchange.finish_reason is not None:
+        told["finish_reason"] = exchange.finish_reason
+    if exchange.error is not None:
+        told["error"] = exchange.error.code
+        if exchange.error.scope is not None:
+            told["scope"] = exchange.error.scope
+        if exchange.error.retry_after is not None:
+            told["retry_after_ms"] = round(exchange.error.retry_after * 1000)
+    return told
+
+
+def tokens(usage: Usage) -> dict[str, Any]:
+    """The sorts that are not 0; `estimated` when we counted."""
+    told: dict[str, Any] = {"input": usage.input, "output": usage.output}
+    for name in ("cached", "cache_write_5m", "cache_write_1h", "reasoning"):
+        if count := getattr(usage, name):
+            told[name] = count
+    if usage.estimated:
+        told["estimated"] = True
+    return told
+
+
+def _attempt(attempt: Attempt, started: float) -> dict[str, Any]:
+    ended = attempt.ended if attempt.ended is not None else attempt.started
+    told: dict[str, Any] = {
+        "target": attempt.target.name,
+        "key": attempt.target.key,
+        "kind": attempt.kind,
+        "outcome": attempt.outcome,
+        "status": attempt.status,
+        "at_ms": round((attempt.started - started) * 1000),
+        "ms": round((ended - attempt.started) * 1000),
+        "cost_usd": attempt.cost.dollars(),
+    }
+    if attempt.first_content is not None:
+        told["first_content_ms"] = round((attempt.first_content - attempt.started) * 1000)
+    if attempt.usage is not None:
+        told["tokens"] = tokens(attempt.usage)
+    if attempt.failure is not None:
+        told["message"] = attempt.failure.message
+        if attempt.failure.retry_after is not None:
+            told["retry_after_ms"] = round(attempt.failure.retry_after * 1000)
+    return told

@@ -1,0 +1,1 @@
+"""The road of one request, one verb a file."""

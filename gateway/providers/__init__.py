@@ -1,0 +1,1 @@
+"""Vendors: pure translation, no socket, no clock."""

@@ -1,0 +1,1 @@
+"""How each public endpoint is spelled."""

@@ -1,0 +1,1 @@
+"""Limits, ledger, keys and health, behind the ports."""

@@ -1,0 +1,1 @@
+"""One machine: memory and one SQLite file."""

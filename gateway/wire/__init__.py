@@ -1,0 +1,1 @@
+"""Bytes: JSON, server-sent events, the public API's shapes."""

@@ -1,0 +1,1 @@
+"""What is promised, and the fakes that let it fail."""

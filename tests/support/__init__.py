@@ -1,0 +1,1 @@
+"""Fakes and real servers that the tests share."""

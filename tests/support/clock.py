@@ -1,0 +1,43 @@
+"""A clock that moves only when told to."""
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Callable
+
+
+class ManualClock:
+    """`advance` moves time and fires what is due, in order; sleepers wake in the same way."""
+
+    def __init__(self, epoch: float = 1_800_000_000.0) -> None:
+        self._epoch = epoch
+        self._monotonic = 1000.0
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._cancelled: set[int] = set()
+
+    def now(self) -> float:
+        return self._epoch + self._monotonic - 1000.0
+
+    def monotonic(self) -> float:
+        return self._monotonic
+
+    async def sleep(self, seconds: float) -> None:
+        woken = asyncio.get_running_loop().create_future()
+        self.call_at(self._monotonic + seconds, lambda: woken.done() or woken.set_result(None))
+        await woken
+
+    def call_at(self, when: float, wake: Callable[[], None]) -> Callable[[], None]:
+        number = next(self._order)
+        heapq.heappush(self._timers, (when, number, wake))
+        return lambda: self._cancelled.add(number)
+
+    def advance(self, seconds: float) -> None:
+        """Move on; timers due on the way fire at their own moments."""
+        end = self._monotonic + seconds
+        while self._timers and self._timers[0][0] <= end:
+            when, number, wake = heapq.heappop(self._timers)
+            self._monotonic = max(self._monotonic, when)
+            if number not in self._cancelled:
+                wake()
+        self._monotonic = end
