@@ -36,8 +36,8 @@ class GatewayError(Exception):
         scope: which limit refused: key, team, provider, target.
     """
 
-    status: ClassVar[int] = 500
-    type: ClassVar[str] = "api_error"
+    status: int = 500
+    type: str = "api_error"
     default_code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
 

@@ -274,7 +274,7 @@ class Reply(Protocol):
     def expect(
         self, voice: Voice, keepalive: float, headers: Callable[[], Mapping[str, str]]
     ) -> None:
-        """A stream will follow: after `keepalive` seconds of silence send the head, then comments."""
+        """A stream will follow: after `keepalive` seconds of silence send head, then comments."""
         ...
 
     async def start(self, headers: Mapping[str, str], voice: Voice) -> None: ...

@@ -197,7 +197,7 @@ class BreakerPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """`attempts` counts upstream calls of a request over retries and fallbacks; the rest seconds."""
+    """`attempts` counts the upstream calls of a request, fallbacks included; the rest seconds."""
 
     same_target: int = 1
     attempts: int = 4
@@ -243,6 +243,9 @@ class Params:
     drop: frozenset[str] = frozenset()
 
 
+NO_SECRET = Secret("")
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """One (provider, key, model). Three keys make three targets of one name.
@@ -266,7 +269,7 @@ class Target:
     model: str
     base_url: str
     key: str = "main"
-    secret: Secret = Secret("")
+    secret: Secret = NO_SECRET
     weight: int = 1
     accounts: tuple[Account, ...] = ()
     prices: tuple[Price, ...] = ()
@@ -320,6 +323,11 @@ class Chain:
     on: Mapping[Cause, "Literal['next', 'stop'] | Chain"] = field(default_factory=dict)
     max_cost: int | None = None
     midstream: Literal["error"] = "error"
+    targets: tuple[Target, ...] = field(init=False)  # every target, each once
+
+    def __post_init__(self) -> None:
+        every = {target.id: target for leaf in self.leaves() for target in leaf.targets}
+        object.__setattr__(self, "targets", tuple(every.values()))
 
     def leaves(self) -> tuple[Leaf, ...]:
         """Every target step, in order of the file, each name once."""

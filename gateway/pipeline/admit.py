@@ -1,0 +1,116 @@
+"""Accounts of the caller and of the first target, all or none; else wait in line, or 429."""
+
+from dataclasses import dataclass
+
+from gateway.clock import Clock
+from gateway.core.attempt import Demand, Exchange, Refusal, Reservation
+from gateway.core.plan import Facts, Plan, Skip
+from gateway.core.ports import Limiter
+from gateway.core.target import Account, Cause
+from gateway.errors import RateLimited
+from gateway.pipeline.estimate import Outputs, caller_demands, target_demands
+from gateway.pipeline.plan import DEFAULT_OUTPUT, Planner
+from gateway.pipeline.queue import Queue
+
+CALLER = frozenset({"team", "key"})
+TRANSIENT = frozenset({Cause.BREAKER_OPEN, Cause.THROTTLED, Cause.KEY_ASIDE, Cause.TOO_SLOW})
+WHAT = {"rpm": "requests per minute", "tpm": "tokens per minute", "concurrency": "requests at once"}
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    limiter: Limiter
+    outputs: Outputs
+    queue: Queue
+    plan: Planner
+    clock: Clock
+
+    async def __call__(self, exchange: Exchange) -> Reservation:
+        """Hold the accounts of the caller, and of the first target that has room.
+
+        Raises:
+            RateLimited: an account of the caller is full, or every usable target is.
+        """
+        facts, plan = exchange.facts, exchange.plan
+        if facts is None or plan is None:
+            raise AssertionError("admit comes after plan")
+        ahead = self.queue.ahead_of(self._demands(facts, plan)) if self.queue.waiting else None
+        taken = ahead or await self._reserve(exchange, facts, plan)
+        if isinstance(taken, Reservation):
+            return taken
+        if facts.principal.wait > 0 and _worth_waiting(taken):
+            return await self._wait(exchange, facts, taken)
+        raise refused(taken)
+
+    async def _reserve(self, exchange: Exchange, facts: Facts, plan: Plan) -> Reservation | Refusal:
+        full = _every_target_full(plan)
+        if full is not None:
+            return self._refusal(facts, full)
+        demands = self._demands(facts, plan)
+        accounts = facts.principal.accounts
+        taken = await self.limiter.reserve(facts.id, demands, accounts)
+        if isinstance(taken, Refusal) and taken.account.scope not in CALLER:
+            # The walk meets the full target itself and goes on to the next.
+            callers = demands[: len(accounts)]
+            taken = await self.limiter.reserve(facts.id, callers, accounts)
+        exchange.plan = plan
+        return taken
+
+    async def _wait(self, exchange: Exchange, facts: Facts, refusal: Refusal) -> Reservation:
+        async def again() -> Reservation | Refusal:
+            return await self._reserve(exchange, facts, self.plan(facts))
+
+        def fits() -> bool:
+            return self.limiter.wait(self._demands(facts, self.plan(facts))) <= 0
+
+        began = self.clock.monotonic()
+        try:
+            return await self.queue.wait(facts, refusal, fits, again)
+        finally:
+            exchange.waited = self.clock.monotonic() - began
+
+    def _demands(self, facts: Facts, plan: Plan) -> list[Demand]:
+        """The caller's demands first, then those of the first target."""
+        if not plan.tries:
+            return caller_demands(facts, facts.request.max_output or DEFAULT_OUTPUT)
+        first = plan.tries[0]
+        demands = caller_demands(facts, first.output)
+        demands += target_demands(facts, first.target, self.outputs)
+        return demands
+
+    def _refusal(self, facts: Facts, full: Skip) -> Refusal:
+        """Which account of a full target it is."""
+        demands = target_demands(facts, full.target, self.outputs)
+        waits = [(self.limiter.wait([demand]), demand.account) for demand in demands]
+        wait, account = max(waits, key=lambda row: row[0])
+        return Refusal(account, wait)
+
+
+def _worth_waiting(refusal: Refusal) -> bool:
+    """Slots come back by themselves; a minute's window is the caller's own to spread."""
+    return refusal.account.kind == "concurrency" or refusal.account.scope not in CALLER
+
+
+def _every_target_full(plan: Plan) -> Skip | None:
+    """The soonest target when nothing but headroom keeps every one from being asked."""
+    if plan.tries:
+        return None
+    full = [skip for skip in plan.skipped if skip.cause is Cause.NO_HEADROOM]
+    if not full or any(skip.cause in TRANSIENT for skip in plan.skipped):
+        return None
+    return min(full, key=lambda skip: skip.until or 0.0)
+
+
+def refused(refusal: Refusal) -> RateLimited:
+    """The 429 of a full account: what is full, how much it holds, when to come back."""
+    account: Account = refusal.account
+    whose = {"key": "this API key", "team": f"the team '{account.name}'"}.get(
+        account.scope, f"every target of this model ('{account.name}' is the first to be free)"
+    )
+    return RateLimited(
+        f"The limit of {account.limit:,} {WHAT[account.kind]} of {whose} is reached."
+        f" Come back in {max(refusal.wait, 0.001):.3g} s.",
+        code=f"{account.kind}_exceeded",
+        retry_after=refusal.wait,
+        scope=account.scope,
+    )

@@ -1,0 +1,234 @@
+"""An answer that has begun: whole, or a stream held back until its first content.
+
+Source: gateway.md 4.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol
+
+from gateway.clock import Clock
+from gateway.core.attempt import Attempt, Exchange, StreamEvent
+from gateway.core.plan import Facts
+from gateway.core.ports import Ledger, StreamDecoder, UpstreamReply
+from gateway.core.snapshot import Snapshot
+from gateway.core.target import Cause, Failed, Failure
+from gateway.core.usage import in_force
+from gateway.pipeline.estimate import tokens_of
+from gateway.pipeline.settle import Settle
+from gateway.pipeline.tell import cut, trace
+from gateway.wire import json
+
+MAX_HELD = 64 * 1024  # bytes held before the first content
+AFTER_FINISH = 2.0  # seconds for usage and [DONE] after the finish
+AFTER_DONE = 0.25  # seconds for the end of the body once nothing is missing
+CHECKPOINT_TOKENS = 256
+CHECKPOINT_SECONDS = 2.0
+
+
+class Answer(Protocol):
+    """Batches of events, one for each upstream read; a whole answer is one batch of one."""
+
+    def __aiter__(self) -> AsyncIterator[Sequence[StreamEvent]]: ...
+
+
+class Whole:
+    """A body that is here."""
+
+    def __init__(self, event: StreamEvent) -> None:
+        self._events: Sequence[StreamEvent] | None = (event,)
+
+    def __aiter__(self) -> AsyncIterator[Sequence[StreamEvent]]:
+        return self
+
+    async def __anext__(self) -> Sequence[StreamEvent]:
+        events, self._events = self._events, None
+        if events is None:
+            raise StopAsyncIteration
+        return events
+
+
+class Steps(Protocol):
+    """What a stream needs of the road's steps."""
+
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def ledger(self) -> Ledger: ...
+    @property
+    def settle(self) -> Settle: ...
+    @property
+    def snapshot(self) -> Snapshot: ...
+
+
+class Streaming:
+    """A stream: `until_content` first, then iterated to its end.
+
+    An iterator class, not a generator: one left half-way ends here and now, not when it is
+    collected.
+    """
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        facts: Facts,
+        attempt: Attempt,
+        reply: UpstreamReply,
+        decoder: StreamDecoder,
+        steps: Steps,
+    ) -> None:
+        self._exchange = exchange
+        self._facts = facts
+        self._attempt = attempt
+        self._reply = reply
+        self._decoder = decoder
+        self._steps = steps
+        self._chunks = reply.chunks()
+        self._held: list[StreamEvent] = []
+        self._finishes = 0
+        self._over = False
+        self._broken: Failure | None = None
+        self._checked = attempt.started
+
+    async def until_content(self, filtered: Callable[[StreamEvent], Failure | None]) -> None:
+        """Hold what comes until one event is content: from then on there is no way back.
+
+        Raises:
+            Failed: it ended, broke or was filtered before any content.
+        """
+        held, size = self._held, 0
+        async for data in self._chunks:
+            for event in self._decoder.feed(data):
+                failure = event.failure or filtered(event)
+                if failure is not None and not any(kept.content for kept in held):
+                    self._note_usage(event)
+                    raise Failed(failure)
+                held.append(event)
+                size += len(event.wire)
+            if size > MAX_HELD or any(event.content for event in held):
+                self._attempt.first_content = self._steps.clock.monotonic()
+                return
+        self._over = True
+        for event in self._decoder.close():
+            if event.failure is not None and not any(kept.content for kept in held):
+                raise Failed(event.failure)
+            held.append(event)
+        if not any(event.content for event in held):
+            raise Failed(Failure(Cause.MALFORMED, "it ended without an answer", status=200))
+        self._attempt.first_content = self._steps.clock.monotonic()
+
+    def __aiter__(self) -> AsyncIterator[Sequence[StreamEvent]]:
+        return self
+
+    async def __anext__(self) -> Sequence[StreamEvent]:
+        if self._held:
+            events, self._held = self._held, []
+            return self._learn(events)
+        if self._broken is not None:
+            raise self._cut(self._broken)
+        if self._over:
+            raise StopAsyncIteration
+        return await self._more()
+
+    async def _more(self) -> Sequence[StreamEvent]:
+        while True:
+            try:
+                data = await self._chunks.__anext__()
+            except StopAsyncIteration:
+                return self._end(self._decoder.close())
+            except Failed as failed:
+                if self._finishes >= self._facts.request.n:  # only the trimmings are missing
+                    return self._end(())
+                raise self._cut(failed.failure) from None
+            if events := self._decoder.feed(data):
+                return self._learn(events)
+
+    def _learn(self, events: Sequence[StreamEvent]) -> Sequence[StreamEvent]:
+        """Take down what the events say; what follows a failure is dropped."""
+        attempt = self._attempt
+        content = False
+        for place, event in enumerate(events):
+            if event.failure is not None:
+                self._broken = event.failure
+                events = events[:place]
+                break
+            attempt.delivered += event.size
+            content = content or event.content
+            if event.finish_reason is not None:
+                self._finishes += 1
+                self._exchange.finish_reason = event.finish_reason
+            if event.usage is not None:
+                events = self._priced(events, place, event)
+        if content:
+            self._reply.progressed()
+            self._checkpoint()
+        if self._finishes >= self._facts.request.n:
+            self._reply.ending(AFTER_DONE if self._decoder.complete else AFTER_FINISH)
+        if not events and self._broken is not None:
+            raise self._cut(self._broken)
+        return events
+
+    def _end(self, events: Sequence[StreamEvent]) -> Sequence[StreamEvent]:
+        """The upstream has closed: whole, or cut."""
+        self._over = True
+        events = self._learn(events)
+        if self._broken is None:
+            self._complete()
+            if self._facts.hints.trace:
+                return [*events, self._traced()]
+        return events
+
+    def _complete(self) -> None:
+        attempt = self._attempt
+        attempt.finished = True
+        attempt.ended = self._steps.clock.monotonic()
+        self._steps.settle.attempt(self._exchange, attempt)
+
+    def _cut(self, failure: Failure) -> Exception:
+        self._attempt.failure = failure
+        self._exchange.trail.append((self._attempt.target.name, failure.cause.value))
+        return cut(self._exchange, failure)
+
+    def _note_usage(self, event: StreamEvent) -> None:
+        if event.usage is not None:
+            self._attempt.usage = event.usage
+
+    def _priced(
+        self, events: Sequence[StreamEvent], place: int, event: StreamEvent
+    ) -> Sequence[StreamEvent]:
+        """The usage frame a caller asked for carries what the request cost, all attempts in."""
+        self._note_usage(event)
+        if event.own or event.content or not event.wire or event.usage is None:
+            return events
+        price = in_force(self._attempt.target.prices, self._steps.clock.now())
+        if price is None:
+            return events
+        cost = self._exchange.cost + price.cost(event.usage)
+        frame = json.loads(event.wire)
+        frame["usage"]["cost_usd"] = cost.dollars()
+        changed = event._replace(wire=json.dumps(frame))
+        return [*events[:place], changed, *events[place + 1 :]]
+
+    def _checkpoint(self) -> None:
+        """What a lost worker leaves: tokens so far, every 256 tokens or 2 s."""
+        attempt = self._attempt
+        tokens = tokens_of(attempt.delivered)
+        now = self._steps.clock.monotonic()
+        if (
+            tokens - attempt.checkpointed >= CHECKPOINT_TOKENS
+            or now - self._checked >= CHECKPOINT_SECONDS
+        ):
+            attempt.checkpointed = tokens
+            self._checked = now
+            self._steps.ledger.checkpoint(attempt.id, tokens)
+
+    def _traced(self) -> StreamEvent:
+        told = trace(self._exchange, self._steps.snapshot, self._steps.clock)
+        frame = {
+            "id": self._attempt.id,
+            "object": "chat.completion.chunk",
+            "created": int(self._steps.clock.now()),
+            "model": self._attempt.target.model,
+            "choices": [],
+            "gateway": told,
+        }
+        return StreamEvent(json.dumps(frame))

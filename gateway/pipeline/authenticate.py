@@ -1,0 +1,52 @@
+"""Credential -> Principal, before the body is read; an address that guesses is held off."""
+
+from gateway.clock import Clock
+from gateway.core.ports import Call, Keys
+from gateway.core.principal import Principal
+from gateway.errors import RateLimited, Unauthenticated
+
+FAILURES_A_MINUTE = 20
+ADDRESSES = 10_000  # remembered at most
+
+
+class Authenticate:
+    """The first step. Unknown, wrong, expired, revoked: the same 401, the same work."""
+
+    def __init__(self, keys: Keys, clock: Clock) -> None:
+        self._keys = keys
+        self._clock = clock
+        self._failures: dict[str, int] = {}
+        self._minute = 0
+
+    async def __call__(self, call: Call) -> Principal:
+        """Who calls.
+
+        Raises:
+            Unauthenticated: nobody we know.
+            RateLimited: too many failures from this address this minute.
+        """
+        if self._failures:
+            self._hold_off(call.address)
+        principal = await self._keys.find(call.credential)
+        if principal is not None:
+            return principal
+        if len(self._failures) < ADDRESSES or call.address in self._failures:
+            self._failures[call.address] = self._failures.get(call.address, 0) + 1
+        if call.credential is None:
+            raise Unauthenticated(
+                "No API key was sent. Send yours as 'Authorization: Bearer <key>'."
+            )
+        raise Unauthenticated("This API key is not valid: unknown, expired or revoked.")
+
+    def _hold_off(self, address: str) -> None:
+        now = self._clock.monotonic()
+        minute = int(now // 60)
+        if minute != self._minute:
+            self._minute = minute
+            self._failures.clear()
+        if self._failures.get(address, 0) >= FAILURES_A_MINUTE:
+            raise RateLimited(
+                f"More than {FAILURES_A_MINUTE} invalid API keys a minute came from this address.",
+                code="invalid_api_key",
+                retry_after=(minute + 1) * 60 - now,
+            )

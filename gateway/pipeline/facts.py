@@ -1,0 +1,111 @@
+"""From a parsed request to what is known of it: the chain it names, its rights, its deadline."""
+
+import difflib
+
+from gateway.clock import Deadline
+from gateway.core.plan import Facts
+from gateway.core.ports import Call
+from gateway.core.principal import Principal
+from gateway.core.request import Hints, Request
+from gateway.core.snapshot import Snapshot
+from gateway.core.target import Chain
+from gateway.errors import InvalidRequest, NotAllowed, NotFound
+
+RANK = {"low": 0, "normal": 1, "high": 2}
+
+
+def gather(call: Call, principal: Principal, request: Request, snapshot: Snapshot) -> Facts:
+    """Everything the planner has to know.
+
+    Raises:
+        NotFound: no such model, with near matches among those the caller may use.
+        NotAllowed: a model or a header the caller has no right to.
+        InvalidRequest: a hint names what does not exist.
+    """
+    hints = call.hints
+    _rights(hints, principal)
+    chain = _chain(request.model, principal, snapshot)
+    if hints.target is not None:
+        direct = snapshot.direct.get(hints.target)
+        if direct is None:
+            raise InvalidRequest(
+                f"x-gateway-target: there is no target '{hints.target}'.", param="x-gateway-target"
+            )
+        chain = direct
+    deadline = chain.deadline if hints.deadline is None else min(chain.deadline, hints.deadline)
+    return Facts(
+        id=call.id,
+        started=call.started,
+        deadline=Deadline(call.started + deadline),
+        principal=principal,
+        request=request,
+        chain=chain,
+        hints=hints,
+        user=principal.user or hints.user or request.user,
+        session=hints.session,
+    )
+
+
+def allowed(principal: Principal, snapshot: Snapshot) -> tuple[str, ...]:
+    """The model names this caller may use, in order of the file."""
+    if principal.chains is None:
+        return tuple(snapshot.chains)
+    mine = {snapshot.chains[name].name for name in principal.chains if name in snapshot.chains}
+    return tuple(name for name, chain in snapshot.chains.items() if chain.name in mine)
+
+
+def _chain(model: str, principal: Principal, snapshot: Snapshot) -> Chain:
+    chain = snapshot.chains.get(model)
+    if chain is not None:
+        if principal.chains is None or chain.name in principal.chains:
+            return chain
+        if any(snapshot.chains.get(name) is chain for name in principal.chains):
+            return chain
+        raise NotAllowed(
+            f"This API key may not use the model '{chain.name}'.",
+            code="model_not_allowed",
+            param="model",
+        )
+    direct = snapshot.direct.get(model)
+    if direct is not None and "target" in principal.rights:
+        return direct
+    names = allowed(principal, snapshot)
+    near = difflib.get_close_matches(model[:200], names, n=3)
+    if near:
+        remedy = "Did you mean " + " or ".join(near) + "?"
+    elif names:
+        remedy = "There are: " + ", ".join(names[:10]) + (", …" if len(names) > 10 else "") + "."
+    else:
+        remedy = "This API key may use none."
+    raise NotFound(
+        f"There is no model '{model[:200]}' here. {remedy}", code="model_not_found", param="model"
+    )
+
+
+def _rights(hints: Hints, principal: Principal) -> None:
+    """Headers that widen need a right; without it they are refused, never ignored."""
+    asked = (
+        ("x-gateway-target", hints.target is not None, "target"),
+        ("x-gateway-skip", bool(hints.skip), "skip"),
+        ("x-gateway-fallback", not hints.fallback, "skip"),
+        ("x-gateway-trace", hints.trace, "trace"),
+    )
+    for header, used, right in asked:
+        if used and right not in principal.rights:
+            raise NotAllowed(
+                f"The header {header} needs the right '{right}' (tiers.*.may).",
+                code="override_not_allowed",
+                param=header,
+            )
+    if hints.priority is not None and RANK[hints.priority] > RANK[principal.priority]:
+        raise NotAllowed(
+            f"x-gateway-priority may only lower this key's priority, '{principal.priority}'.",
+            code="override_not_allowed",
+            param="x-gateway-priority",
+        )
+    if principal.user is not None and hints.user not in {None, principal.user}:
+        raise NotAllowed(
+            "x-gateway-user contradicts the user this key belongs to.",
+            code="override_not_allowed",
+            param="x-gateway-user",
+        )

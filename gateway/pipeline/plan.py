@@ -1,0 +1,288 @@
+"""Which targets, in which order, with how much time; which not, and why.
+
+`plan` is a pure function of what is known: no clock, no I/O, every draw a hash of the request's
+id, so a plan can be made again and explained. Source: gateway.md, 3.1 and 3.2.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from gateway.core.plan import WELL, Facts, Plan, Skip, Standing, State, Try
+from gateway.core.request import Request
+from gateway.core.target import Cause, Chain, Leaf, Step, Target, Timeouts
+from gateway.core.usage import UNKNOWN, Cost, Usage, in_force
+from gateway.pipeline.balance import hash01, ranked
+
+MIN_ATTEMPT = 0.25  # seconds: no attempt starts with less
+NEED_SHARE = 0.25  # of a later target's clock is kept back for it
+DEFAULT_OUTPUT = 4096  # tokens, where neither caller, tier nor target bounds the output
+ESTIMATE_SLACK = 0.6  # an estimated prompt may in truth be this much shorter
+QUICK_EFFORTS = frozenset({b'"none"', b'"minimal"', b'"low"'})
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a request has used up already.
+
+    Args:
+        tried: target ids that are not asked again in this plan.
+        larger_than: after context_length: only a context above it, or an unknown one.
+        calls: upstream calls made.
+        chain: where `on` sent the request; None: its own chain.
+    """
+
+    tried: frozenset[str] = frozenset()
+    larger_than: int | None = None
+    calls: int = 0
+    chain: Chain | None = None
+
+
+NOTHING_SPENT = Spent()
+
+
+def plan(facts: Facts, state: State, spent: Spent = NOTHING_SPENT) -> Plan:
+    """The targets that may be asked now, in order, and those that may not.
+
+    Args:
+        facts: what the request is and may.
+        state: breakers, throttles, headroom and the time.
+        spent: what is used up, for the second and later tries.
+    """
+    chain = spent.chain or facts.chain
+    usable: list[Try] = []
+    skipped: list[Skip] = []
+    for leaf, target in ordered(chain.steps, facts.id):
+        if target.id in spent.tried:
+            continue
+        judged = _judge(facts, state, spent, leaf, target)
+        if isinstance(judged, Skip):
+            skipped.append(judged)
+        else:
+            usable.append(judged)
+    if not facts.hints.fallback:
+        usable = usable[:1] if spent.calls == 0 else []
+    if not usable:
+        usable = _least_too_small(facts, state, chain, skipped, spent)
+    left = facts.deadline.at - state.now
+    return Plan(chain, _timed(usable, left, chain.retry.attempts - spent.calls), tuple(skipped))
+
+
+def ordered(steps: Sequence[Step], draw: str) -> Iterator[tuple[Leaf, Target]]:
+    """Each (step, target) in the order of this request, each target once."""
+    seen: set[str] = set()
+    for leaf in _leaves(steps, draw):
+        for target in ranked(draw, [(t.weight, t.id, t) for t in leaf.targets]):
+            if target.id not in seen:
+                seen.add(target.id)
+                yield leaf, target
+
+
+def _leaves(steps: Sequence[Step], draw: str) -> Iterator[Leaf]:
+    for step in steps:
+        if isinstance(step, Leaf):
+            yield step
+        else:
+            members = [(weight, _name(inner), inner) for weight, inner in step.members]
+            for inner in ranked(draw, members):
+                yield from _leaves(inner, draw)
+
+
+def _name(steps: Sequence[Step]) -> str:
+    """What a member of a group is drawn by: the names of its targets."""
+    return "+".join(
+        step.name if isinstance(step, Leaf) else "|".join(_name(inner) for _, inner in step.members)
+        for step in steps
+    )
+
+
+def output_bound(request: Request, default: int | None, target: Target) -> int:
+    """Upper bound of output tokens over all choices: the caller's, the tier's, the target's."""
+    stated = request.max_output or default or target.max_output or DEFAULT_OUTPUT
+    caps = [cap for name in ("max_tokens", "max_completion_tokens")
+            if (cap := target.params.cap.get(name)) is not None]  # fmt: skip
+    if target.max_output is not None:
+        caps.append(target.max_output)
+    return int(min([stated, *caps])) * request.n
+
+
+def _judge(facts: Facts, state: State, spent: Spent, leaf: Leaf, target: Target) -> Try | Skip:
+    standing = state.standings.get(target.id, WELL)
+    skip = (
+        _excluded(facts, target)
+        or _unable(facts, target, standing)
+        or _too_long(facts, spent, target)
+    )
+    if skip is not None:
+        return skip
+    output = output_bound(facts.request, facts.principal.default_max_tokens, target)
+    bound = cost_bound(facts, target, output, state.epoch)
+    if (skip := _too_dear(facts, target, bound)) is not None:
+        return skip
+    if (skip := _resting(facts, state, target, standing)) is not None:
+        return skip
+    timeouts = _timeouts(facts, leaf.timeouts, target)
+    probe = standing.half_open
+    if probe:  # a probe gets half the time: it shall not make its caller wait
+        timeouts = replace(timeouts, first_token=timeouts.first_token / 2)
+    clock = timeouts.first_token if facts.request.stream else timeouts.answer
+    return Try(target, timeouts, clock, bound, output, probe)
+
+
+def _excluded(facts: Facts, target: Target) -> Skip | None:
+    if target.name in facts.hints.skip:
+        return Skip(target, Cause.EXCLUDED, detail="by the header x-gateway-skip")
+    return None
+
+
+def _unable(facts: Facts, target: Target, standing: Standing) -> Skip | None:
+    needs = facts.request.needs
+    if needs and target.can is not None and (missing := needs - target.can):
+        return Skip(target, Cause.UNABLE, detail="lacks " + ", ".join(sorted(missing)))
+    if standing.lacks and (missing := standing.lacks & (needs | facts.request.members.keys())):
+        return Skip(target, Cause.UNABLE, detail="refused " + ", ".join(sorted(missing)))
+    return None
+
+
+def _too_long(facts: Facts, spent: Spent, target: Target) -> Skip | None:
+    if target.context is None:
+        return None
+    if spent.larger_than is not None and target.context <= spent.larger_than:
+        return Skip(target, Cause.CONTEXT_LENGTH, detail=f"{target.context:,} tokens")
+    wanted = facts.request.prompt + (facts.request.max_output or 0)
+    if wanted > target.context:
+        detail = f"about {wanted:,} of {target.context:,} tokens"
+        return Skip(target, Cause.CONTEXT_LENGTH, detail=detail)
+    return None
+
+
+def cost_bound(facts: Facts, target: Target, output: int, epoch: float) -> Cost:
+    """What one attempt may cost at most, as far as the prompt is estimated rightly."""
+    price = in_force(target.prices, epoch)
+    if price is None:
+        return UNKNOWN
+    return price.cost(Usage(input=facts.request.prompt, output=output))
+
+
+def _too_dear(facts: Facts, target: Target, bound: Cost) -> Skip | None:
+    if not bound.known:
+        if target.allow_unpriced:
+            return None
+        return Skip(target, Cause.TOO_DEAR, detail="it has no price")
+    limits = [m for m in (facts.chain.max_cost, facts.hints.max_cost) if m is not None]
+    if limits and bound.nano_usd > min(limits):
+        return Skip(target, Cause.TOO_DEAR, detail=f"up to ${bound.dollars()}")
+    return None
+
+
+def _resting(facts: Facts, state: State, target: Target, standing: Standing) -> Skip | None:
+    now = state.now
+    if standing is not WELL:
+        for until, cause, detail in (
+            (standing.aside_until, Cause.KEY_ASIDE, ""),
+            (standing.open_until, Cause.BREAKER_OPEN, ""),
+            (now + MIN_ATTEMPT if standing.probing else 0.0, Cause.BREAKER_OPEN, "being probed"),
+            (_ramp_until(facts, now, target, standing), Cause.BREAKER_OPEN, "being taken back"),
+            (standing.throttled_until, Cause.THROTTLED, ""),
+        ):
+            if until > now:
+                return Skip(target, cause, until, detail)
+    wait = state.waits.get(target.id, 0.0)
+    return Skip(target, Cause.NO_HEADROOM, now + wait) if wait > 0 else None
+
+
+def _ramp_until(facts: Facts, now: float, target: Target, standing: Standing) -> float:
+    """A target that has just recovered gets a part of its traffic; the others look again soon."""
+    taken = standing.share >= 1 or hash01(facts.id, target.id + "\0ramp") < standing.share
+    return 0.0 if taken else now + 1.0
+
+
+def _timeouts(facts: Facts, timeouts: Timeouts, target: Target) -> Timeouts:
+    """The chain's clocks with the slack of silent reasoning and the caller's own header."""
+    first_token, answer = timeouts.first_token, timeouts.answer
+    if target.can is not None and "reasoning" in target.can:
+        effort = facts.request.members.get("reasoning_effort")
+        if effort is None or bytes(effort) not in QUICK_EFFORTS:
+            first_token *= timeouts.reasoning_slack
+            answer *= timeouts.reasoning_slack
+    elif facts.hints.first_token is None:
+        return timeouts
+    if facts.hints.first_token is not None:
+        first_token = min(first_token, facts.hints.first_token)
+    return replace(timeouts, first_token=first_token, answer=answer)
+
+
+def _least_too_small(
+    facts: Facts, state: State, chain: Chain, skipped: list[Skip], spent: Spent
+) -> list[Try]:
+    """Where every window looks too small by our estimate alone, the largest is asked all the same.
+
+    An estimate may be wrong by 1 / ESTIMATE_SLACK; a refusal without a call must not be.
+    """
+    small = [s for s in skipped if s.cause is Cause.CONTEXT_LENGTH and s.target.context is not None]
+    if spent.larger_than is not None or not small or len(small) != len(skipped):
+        return []
+    largest = max(small, key=lambda skip: skip.target.context or 0)
+    room = largest.target.context or 0
+    if (facts.request.prompt + (facts.request.max_output or 0)) * ESTIMATE_SLACK > room:
+        return []
+    hopeful = replace(facts, request=replace(facts.request, prompt=0, max_output=None))
+    for leaf, target in ordered(chain.steps, facts.id):
+        if target is largest.target:
+            judged = _judge(hopeful, state, spent, leaf, target)
+            if isinstance(judged, Try):
+                output = output_bound(facts.request, facts.principal.default_max_tokens, target)
+                skipped.remove(largest)
+                return [replace(judged, output=output)]
+    return []
+
+
+def _timed(usable: Sequence[Try], left: float, calls: int) -> tuple[Try, ...]:
+    """Give each try its time, with a reserve for those after it that `calls` still allow."""
+    tries = usable[: max(0, calls)]
+    timed: list[Try] = []
+    for index, candidate in enumerate(tries):
+        reserve = sum(max(MIN_ATTEMPT, NEED_SHARE * later.seconds) for later in tries[index + 1 :])
+        seconds = min(candidate.seconds, left - reserve)
+        if seconds < MIN_ATTEMPT:
+            seconds = min(candidate.seconds, left)
+        if seconds >= MIN_ATTEMPT:
+            timed.append(
+                candidate if seconds == candidate.seconds else replace(candidate, seconds=seconds)
+            )
+    return tuple(timed)
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where a planner reads the state: three looks, none of which waits.
+
+    `wait` gives seconds until the target's accounts have room for this request.
+    """
+
+    monotonic: Callable[[], float]
+    now: Callable[[], float]
+    standing: Callable[[str], Standing]
+    wait: Callable[[Facts, Target], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """`plan` with the state of this instant."""
+
+    sources: Sources
+
+    def __call__(
+        self, facts: Facts, spent: Spent = NOTHING_SPENT, forgive: str | None = None
+    ) -> Plan:
+        """The plan now; `forgive` names a target id whose breaker is overlooked."""
+        standings: dict[str, Standing] = {}
+        waits: dict[str, float] = {}
+        chain = spent.chain or facts.chain
+        for target in chain.targets:
+            standing = self.sources.standing(target.id)
+            if standing is not WELL and target.id != forgive:
+                standings[target.id] = standing
+            if target.accounts and (wait := self.sources.wait(facts, target)) > 0:
+                waits[target.id] = wait
+        state = State(self.sources.monotonic(), self.sources.now(), standings, waits)
+        return plan(facts, state, spent)

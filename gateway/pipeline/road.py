@@ -1,0 +1,62 @@
+"""The story: one request travels key -> limits -> chain -> attempt -> stream -> cost."""
+
+from dataclasses import dataclass
+
+from gateway.clock import Clock
+from gateway.core.attempt import Exchange
+from gateway.core.ports import Call, Facade, Reply
+from gateway.core.snapshot import Snapshot
+from gateway.errors import GatewayError
+from gateway.pipeline.admit import Admit
+from gateway.pipeline.attempt import Attempts
+from gateway.pipeline.authenticate import Authenticate
+from gateway.pipeline.facts import gather
+from gateway.pipeline.plan import Planner
+from gateway.pipeline.settle import Settle
+from gateway.pipeline.tell import answer_headers, early_headers, note, tell
+
+
+@dataclass(frozen=True, slots=True)
+class Road:
+    """One a public endpoint and configuration; the steps are shared."""
+
+    facade: Facade
+    snapshot: Snapshot
+    clock: Clock
+    authenticate: Authenticate
+    plan: Planner
+    admit: Admit
+    attempt: Attempts
+    settle: Settle
+
+    async def __call__(self, call: Call, reply: Reply) -> None:
+        """Answer `call` on `reply`.
+
+        Raises:
+            GatewayError: with everything the caller is to be told; the edge spells it.
+        """
+        exchange = Exchange(call.id, call.api, call.started)
+        try:
+            principal = exchange.principal = await self.authenticate(call)
+            request = self.facade.parse(await call.body())
+            exchange.streaming = request.stream
+            facts = exchange.facts = gather(call, principal, request, self.snapshot)
+            exchange.chain_name = facts.chain.name
+            voice = self.facade.voice(request)
+            if request.stream:
+                keepalive = facts.chain.keepalive
+                reply.expect(voice, keepalive, lambda: early_headers(exchange, self.snapshot))
+            exchange.plan = self.plan(facts)
+            exchange.reservation = await self.admit(exchange)
+            exchange.planned = self.clock.monotonic()
+            async with self.attempt(exchange) as answer:
+                exchange.status = 200
+                await reply.start(answer_headers(exchange, self.snapshot, self.clock), voice)
+                async for events in answer:
+                    await reply.write(events)
+                await reply.finish(note(exchange, self.clock))
+                exchange.finished = True
+        except GatewayError as error:
+            raise tell(error, exchange, self.snapshot, self.clock) from None
+        finally:
+            self.settle(exchange)

@@ -1,0 +1,123 @@
+"""Usage, cost, slots and ledger lines, whatever became of a request. Waits for nobody.
+
+Plain functions called in `finally`: they cannot be cancelled, and a second call does nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gateway.clock import Clock
+from gateway.core.attempt import Attempt, Exchange, Line
+from gateway.core.events import AttemptEnded, Event, RequestEnded
+from gateway.core.ports import Health, Ledger, Limiter
+from gateway.core.target import Cause
+from gateway.core.usage import NOTHING, UNKNOWN, Cost, Usage, in_force
+from gateway.pipeline.estimate import Outputs, tokens_of
+
+CLIENT_CLOSED = 499  # nginx's number for a caller that left; it never reaches anybody
+
+# The upstream took the prompt and may have worked on it: it is booked though nothing came back.
+PROMPT_TAKEN = frozenset(
+    {Cause.TIMEOUT, Cause.FIRST_TOKEN, Cause.STALLED, Cause.CUT_STREAM, Cause.MALFORMED}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    limiter: Limiter
+    ledger: Ledger
+    health: Health
+    outputs: Outputs
+    clock: Clock
+    heard: Callable[[Event], None]
+
+    def __call__(self, exchange: Exchange) -> None:
+        """Close what is open, give back what is held, tell what happened."""
+        if exchange.settled:
+            return
+        exchange.settled = True
+        exchange.ended = self.clock.monotonic()
+        for attempt in exchange.attempts:
+            self.attempt(exchange, attempt)
+        if exchange.error is not None:
+            exchange.status = exchange.error.status
+        elif not exchange.finished:
+            exchange.status = CLIENT_CLOSED
+        self._give_back(exchange)
+        self.heard(RequestEnded(exchange, self.clock.now()))
+
+    def attempt(self, exchange: Exchange, attempt: Attempt) -> None:
+        """An upstream call is over: its usage, cost and ledger line are final now."""
+        if attempt.closed:
+            return
+        attempt.closed = True
+        if attempt.ended is None:
+            attempt.ended = self.clock.monotonic()
+        attempt.usage = self._usage(exchange, attempt)
+        price = in_force(attempt.target.prices, self.clock.now())
+        attempt.cost = _cost(attempt, price.cost(attempt.usage) if price else UNKNOWN)
+        if attempt.finished and not attempt.usage.estimated and exchange.principal is not None:
+            self.outputs.learn(exchange.principal.key_id, attempt.target.id, attempt.usage.output)
+        if exchange.reservation is not None and attempt.accounts:
+            tokens = attempt.usage.total
+            self.limiter.settle(exchange.reservation, attempt.accounts, tokens)
+        self.health.record(attempt, attempt.target)
+        if attempt.opened:
+            self.ledger.close(_line(attempt, self.clock.now(), price.id if price else None))
+        self.heard(AttemptEnded(exchange, attempt))
+
+    def _usage(self, exchange: Exchange, attempt: Attempt) -> Usage:
+        """The provider's own figures, or an honest estimate of what it did for us."""
+        if attempt.usage is not None:
+            return attempt.usage
+        failure = attempt.failure
+        worked = attempt.first_content is not None or (
+            attempt.opened and failure is None and attempt.status in {None, 200}
+        )
+        if failure is not None and failure.cause in PROMPT_TAKEN:
+            worked = True
+        if not worked or exchange.facts is None:
+            return Usage()
+        output = max(tokens_of(attempt.delivered), 1 if attempt.first_content is not None else 0)
+        return Usage(input=exchange.facts.request.prompt, output=output, estimated=True)
+
+    def _give_back(self, exchange: Exchange) -> None:
+        reservation, principal = exchange.reservation, exchange.principal
+        if reservation is None or principal is None:
+            return
+        used = sum(attempt.usage.total for attempt in exchange.attempts if attempt.usage)
+        self.limiter.settle(reservation, principal.accounts, used)
+        self.limiter.release(reservation, list(reservation.held))
+
+
+def _cost(attempt: Attempt, cost: Cost) -> Cost:
+    """Nothing used costs nothing, with or without a price; a price a request needs an answer."""
+    usage = attempt.usage
+    if usage is None or (usage.total == 0 and attempt.first_content is None):
+        return NOTHING
+    return cost
+
+
+def _line(attempt: Attempt, now: float, price_id: str | None) -> Line:
+    usage = attempt.usage or Usage()
+    flags = []
+    if usage.estimated:
+        flags.append("estimated")
+    if not attempt.cost.known:
+        flags.append("cost_unknown")
+    if attempt.first_content is not None and not attempt.finished:
+        flags.append("partial")
+    ended = attempt.ended if attempt.ended is not None else attempt.started
+    first = attempt.first_content
+    return Line(
+        attempt_id=attempt.id,
+        at=now,
+        usage=usage,
+        nano_usd=attempt.cost.nano_usd if attempt.cost.known else None,
+        price_id=price_id,
+        flags=",".join(flags),
+        outcome=attempt.outcome,
+        status=attempt.status,
+        upstream_ms=round((ended - attempt.started) * 1000),
+        first_content_ms=None if first is None else round((first - attempt.started) * 1000),
+    )
