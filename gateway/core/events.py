@@ -57,11 +57,15 @@ class KeyAside:
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """A configuration was read again; `problem` is empty when it is in force now."""
+    """A configuration was read again; `problem` is empty when it is in force now.
+
+    `note`: what has to wait for a restart all the same.
+    """
 
     config: str
     problem: str
     now: float
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -174,6 +174,10 @@ class Provider(Protocol):
         """What an error status means (gateway.md 2.2). Header names in lower case."""
         ...
 
+    def models(self) -> UpstreamRequest:
+        """The provider's free call that shows whether our key is accepted."""
+        ...
+
 
 class UpstreamReply(Protocol):
     """An answer whose head is here. Header names in lower case."""

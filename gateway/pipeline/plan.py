@@ -15,6 +15,7 @@ from gateway.pipeline.balance import hash01, ranked
 
 MIN_ATTEMPT = 0.25  # seconds: no attempt starts with less
 NEED_SHARE = 0.25  # of a later target's clock is kept back for it
+LEAST_SHARE = NEED_SHARE / 2  # of its own clock: below it the reserves of later ones are given back
 DEFAULT_OUTPUT = 4096  # tokens, where neither caller, tier nor target bounds the output
 ESTIMATE_SLACK = 0.6  # an estimated prompt may in truth be this much shorter
 QUICK_EFFORTS = frozenset({b'"none"', b'"minimal"', b'"low"'})
@@ -59,12 +60,13 @@ def plan(facts: Facts, state: State, spent: Spent = NOTHING_SPENT) -> Plan:
             skipped.append(judged)
         else:
             usable.append(judged)
+    if not usable:
+        usable = _least_too_small(facts, state, spent, skipped)
     if not facts.hints.fallback:
         usable = usable[:1] if spent.calls == 0 else []
-    if not usable:
-        usable = _least_too_small(facts, state, chain, skipped, spent)
     left = facts.deadline.at - state.now
-    return Plan(chain, _timed(usable, left, chain.retry.attempts - spent.calls), tuple(skipped))
+    calls = facts.chain.retry.attempts - spent.calls
+    return Plan(chain, _timed(usable, left, calls), tuple(skipped))
 
 
 def ordered(steps: Sequence[Step], draw: str) -> Iterator[tuple[Leaf, Target]]:
@@ -97,6 +99,8 @@ def _name(steps: Sequence[Step]) -> str:
 
 def output_bound(request: Request, default: int | None, target: Target) -> int:
     """Upper bound of output tokens over all choices: the caller's, the tier's, the target's."""
+    if request.kind == "embeddings":
+        return 0
     stated = request.max_output or default or target.max_output or DEFAULT_OUTPUT
     caps = [cap for name in ("max_tokens", "max_completion_tokens")
             if (cap := target.params.cap.get(name)) is not None]  # fmt: skip
@@ -105,12 +109,15 @@ def output_bound(request: Request, default: int | None, target: Target) -> int:
     return int(min([stated, *caps])) * request.n
 
 
-def _judge(facts: Facts, state: State, spent: Spent, leaf: Leaf, target: Target) -> Try | Skip:
+def _judge(
+    facts: Facts, state: State, spent: Spent, leaf: Leaf, target: Target, trust: float = 1.0
+) -> Try | Skip:
+    """`trust` is how much of the prompt's estimate is believed when it is held to a window."""
     standing = state.standings.get(target.id, WELL)
     skip = (
         _excluded(facts, target)
         or _unable(facts, target, standing)
-        or _too_long(facts, spent, target)
+        or _too_long(facts, spent, target, trust)
     )
     if skip is not None:
         return skip
@@ -143,13 +150,13 @@ def _unable(facts: Facts, target: Target, standing: Standing) -> Skip | None:
     return None
 
 
-def _too_long(facts: Facts, spent: Spent, target: Target) -> Skip | None:
+def _too_long(facts: Facts, spent: Spent, target: Target, trust: float) -> Skip | None:
     if target.context is None:
         return None
     if spent.larger_than is not None and target.context <= spent.larger_than:
         return Skip(target, Cause.CONTEXT_LENGTH, detail=f"{target.context:,} tokens")
     wanted = facts.request.prompt + (facts.request.max_output or 0)
-    if wanted > target.context:
+    if wanted * trust > target.context:
         detail = f"about {wanted:,} of {target.context:,} tokens"
         return Skip(target, Cause.CONTEXT_LENGTH, detail=detail)
     return None
@@ -199,11 +206,10 @@ def _ramp_until(facts: Facts, now: float, target: Target, standing: Standing) ->
 def _timeouts(facts: Facts, timeouts: Timeouts, target: Target) -> Timeouts:
     """The chain's clocks with the slack of silent reasoning and the caller's own header."""
     first_token, answer = timeouts.first_token, timeouts.answer
-    if target.can is not None and "reasoning" in target.can:
-        effort = facts.request.members.get("reasoning_effort")
-        if effort is None or bytes(effort) not in QUICK_EFFORTS:
-            first_token *= timeouts.reasoning_slack
-            answer *= timeouts.reasoning_slack
+    slack = target.can is not None and "reasoning" in target.can and not _quick(facts, target)
+    if slack:
+        first_token *= timeouts.reasoning_slack
+        answer *= timeouts.reasoning_slack
     elif facts.hints.first_token is None:
         return timeouts
     if facts.hints.first_token is not None:
@@ -211,44 +217,57 @@ def _timeouts(facts: Facts, timeouts: Timeouts, target: Target) -> Timeouts:
     return replace(timeouts, first_token=first_token, answer=answer)
 
 
-def _least_too_small(
-    facts: Facts, state: State, chain: Chain, skipped: list[Skip], spent: Spent
-) -> list[Try]:
+def _quick(facts: Facts, target: Target) -> bool:
+    """Whether the effort that this target will be asked for needs no long silence."""
+    name, params = "reasoning_effort", target.params
+    if name in params.set:
+        effort = params.set[name]
+    elif name in params.drop:
+        return False
+    else:
+        effort = facts.request.members.get(name) or params.default.get(name)
+    return effort is not None and bytes(effort) in QUICK_EFFORTS
+
+
+def _least_too_small(facts: Facts, state: State, spent: Spent, skipped: list[Skip]) -> list[Try]:
     """Where every window looks too small by our estimate alone, the largest is asked all the same.
 
     An estimate may be wrong by 1 / ESTIMATE_SLACK; a refusal without a call must not be.
     """
-    small = [s for s in skipped if s.cause is Cause.CONTEXT_LENGTH and s.target.context is not None]
+    small = [skip for skip in skipped if skip.cause is Cause.CONTEXT_LENGTH]
     if spent.larger_than is not None or not small or len(small) != len(skipped):
         return []
     largest = max(small, key=lambda skip: skip.target.context or 0)
-    room = largest.target.context or 0
-    if (facts.request.prompt + (facts.request.max_output or 0)) * ESTIMATE_SLACK > room:
+    chain = spent.chain or facts.chain
+    leaf = next(one for one, target in ordered(chain.steps, facts.id) if target is largest.target)
+    judged = _judge(facts, state, spent, leaf, largest.target, ESTIMATE_SLACK)
+    if isinstance(judged, Skip):
         return []
-    hopeful = replace(facts, request=replace(facts.request, prompt=0, max_output=None))
-    for leaf, target in ordered(chain.steps, facts.id):
-        if target is largest.target:
-            judged = _judge(hopeful, state, spent, leaf, target)
-            if isinstance(judged, Try):
-                output = output_bound(facts.request, facts.principal.default_max_tokens, target)
-                skipped.remove(largest)
-                return [replace(judged, output=output)]
-    return []
+    skipped.remove(largest)
+    return [judged]
 
 
 def _timed(usable: Sequence[Try], left: float, calls: int) -> tuple[Try, ...]:
-    """Give each try its time, with a reserve for those after it that `calls` still allow."""
+    """Give each try its time, with a reserve for those after it that `calls` still allow.
+
+    Where too little is left for itself, the reserves are given back from the last one on.
+    """
+    if left < MIN_ATTEMPT:
+        return ()
     tries = usable[: max(0, calls)]
     timed: list[Try] = []
     for index, candidate in enumerate(tries):
-        reserve = sum(max(MIN_ATTEMPT, NEED_SHARE * later.seconds) for later in tries[index + 1 :])
-        seconds = min(candidate.seconds, left - reserve)
-        if seconds < MIN_ATTEMPT:
-            seconds = min(candidate.seconds, left)
-        if seconds >= MIN_ATTEMPT:
-            timed.append(
-                candidate if seconds == candidate.seconds else replace(candidate, seconds=seconds)
-            )
+        least = min(candidate.seconds, max(MIN_ATTEMPT, LEAST_SHARE * candidate.seconds))
+        seconds = min(candidate.seconds, left)
+        reserve = 0.0
+        for later in tries[index + 1 :]:
+            reserve += max(MIN_ATTEMPT, NEED_SHARE * later.seconds)
+            if left - reserve < least:
+                break
+            seconds = min(candidate.seconds, left - reserve)
+        timed.append(
+            candidate if seconds == candidate.seconds else replace(candidate, seconds=seconds)
+        )
     return tuple(timed)
 
 

@@ -1,0 +1,298 @@
+"""Brings the rooms together: snapshot -> roads, listeners; swaps on reload; closes all in order."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Self
+
+from chaos.upstream import Upstream
+from gateway.app.operator import Operator
+from gateway.app.readiness import Readiness
+from gateway.app.source import Source
+from gateway.clock import Clock
+from gateway.config.load import Loaded
+from gateway.config.mistakes import ConfigError
+from gateway.core.events import Event, Lifecycle, Reloaded
+from gateway.core.plan import Facts
+from gateway.core.ports import Facade, Listener, Provider
+from gateway.core.snapshot import Snapshot
+from gateway.core.target import Secret, Target
+from gateway.pipeline.admit import Admit
+from gateway.pipeline.attempt import Attempts, Panic
+from gateway.pipeline.authenticate import Authenticate
+from gateway.pipeline.estimate import Outputs, target_demands
+from gateway.pipeline.facts import allowed
+from gateway.pipeline.plan import Planner, Sources
+from gateway.pipeline.queue import Queue
+from gateway.pipeline.road import Road
+from gateway.pipeline.settle import Settle
+from gateway.providers.registry import adapter
+from gateway.server.doors import Current, Doors
+from gateway.server.facades.chat import ChatFacade
+from gateway.server.facades.embeddings import EmbeddingsFacade
+from gateway.server.serve import Servers
+from gateway.state.embedded.open import EmbeddedState, open_state
+from gateway.telemetry.metrics import Gauges, Metrics
+from gateway.transport.http import HttpTransport
+
+LOOK = 2.0  # seconds between looks at the file: inotify misses a ConfigMap's symlinks
+JITTER = random.Random()  # noqa: S311 - spreads cooldowns, guards nothing
+LAG = 0.25  # seconds between looks at the event loop's lag
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What the command line says beside the file.
+
+    Args:
+        admin_key: opens the admin listener.
+        next_free: a taken port moves to the next free one.
+        listeners: more ears, as the demo's.
+    """
+
+    admin_key: Secret
+    next_free: bool = False
+    listeners: tuple[Listener, ...] = ()
+
+
+class House:
+    """One process. Everything that lives over a reload is an attribute; the rest is in `doors`.
+
+    Raises:
+        gateway.config.mistakes.ConfigError: the configuration has mistakes.
+    """
+
+    def __init__(self, source: Source, clock: Clock, wishes: Wishes) -> None:
+        self.source = source
+        self.clock = clock
+        self.wishes = wishes
+        self.loaded: Loaded = source.read()
+        self.snapshot: Snapshot = self.loaded.snapshot
+        self.simulator: Upstream | None = None
+        self.adapters: Mapping[str, Provider] = {}
+        self.panic = Panic()
+        self.outputs = Outputs()
+        self.lag = 0.0
+        self.problem = ""  # of the last reload
+        self.over = asyncio.Event()  # the drain is done
+        self._stamp = source.stamp()
+        self._reloading = asyncio.Lock()
+        self._ears: tuple[Callable[[Event], None], ...] = ()
+        # set by `running`, in this order
+        self.state: EmbeddedState
+        self.transport: HttpTransport
+        self.metrics: Metrics
+        self.queue: Queue
+        self.readiness: Readiness
+        self.servers: Servers
+        self.current: Current
+        self._tasks: _Tasks
+
+    def heard(self, event: Event) -> None:
+        """Tell everybody who listens."""
+        for ear in self._ears:
+            ear(event)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["House"]:
+        """Open everything, serve, and close it all in the opposite order.
+
+        Raises:
+            OSError: a port is taken or the state directory cannot be used.
+        """
+        settings = self.snapshot.server
+        async with AsyncExitStack() as stack:
+            if any(target.kind == "sim" for target in self.snapshot.targets.values()):
+                self.simulator = await stack.enter_async_context(Upstream(clock=self.clock))
+            self.state = await stack.enter_async_context(
+                open_state(settings.state_dir, self.snapshot, self.clock, self.heard, JITTER)
+            )
+            self.transport = HttpTransport(self.clock)
+            stack.push_async_callback(self.transport.close)
+            self.queue = Queue(self.clock, settings.queue_length, settings.queue_bytes)
+            self.state.limiter.on_room(self.queue.pump)
+            self.metrics = Metrics(version("llm-gateway"), self._gauges())
+            self.metrics.use(self.snapshot, self.clock.now())
+            ears: list[Listener] = [self.metrics, self.state.stories, *self.wishes.listeners]
+            self._ears = tuple(listener.heard for listener in ears)
+            self.readiness = Readiness(self.transport, self.clock, self.degraded)
+            self.current = Current(self._furnish(self.snapshot))
+            self.servers = await stack.enter_async_context(
+                Servers(
+                    self.current,
+                    settings,
+                    self.clock,
+                    admin_key=self.wishes.admin_key,
+                    next_free=self.wishes.next_free,
+                )
+            )
+            self._tasks = await stack.enter_async_context(_Tasks())
+            self._tasks.start(self.readiness.watch(lambda: self.snapshot, lambda: self.adapters))
+            self._tasks.start(self._watch_file())
+            self._tasks.start(self._watch_lag())
+            self.heard(Lifecycle("started"))
+            yield self
+            self.heard(Lifecycle("stopped"))
+
+    @property
+    def in_flight(self) -> int:
+        return self.servers.in_flight
+
+    def begin_drain(self) -> None:
+        """Not ready, still accepting; then finish what runs; `over` is set at the end.
+
+        A second call skips to the end (gateway.md 4.9).
+        """
+        if self.readiness.draining:
+            self.servers.hurry()
+            return
+        self.readiness.drain()
+        self.heard(Lifecycle("draining"))
+        self._tasks.start(self._drain())
+
+    async def _drain(self) -> None:
+        settings = self.snapshot.server
+        await self.servers.drain(settings.lame_duck, settings.drain)
+        self.over.set()
+
+    def begin_reload(self) -> None:
+        """For signal handlers."""
+        self._tasks.start(self._reload_quietly())
+
+    async def _reload_quietly(self) -> None:
+        await self.reload()
+
+    async def reload(self) -> Reloaded:
+        """Read the configuration again and swap; a bad file changes nothing."""
+        async with self._reloading:
+            self._stamp = self.source.stamp()
+            try:
+                loaded = await asyncio.to_thread(self.source.read)
+            except ConfigError as error:
+                self.problem = str(error)
+                return self._told(Reloaded(self.snapshot.config, self.problem, self.clock.now()))
+            note = self._swap(loaded)
+        return self._told(Reloaded(self.snapshot.config, "", self.clock.now(), note))
+
+    def _swap(self, loaded: Loaded) -> str:
+        """New roads; requests under way finish on the old. Returns what has to wait, or ""."""
+        fixed = replace(loaded.snapshot, server=self.snapshot.server)
+        doors = self._furnish(fixed)
+        self.loaded, self.snapshot, self.problem = loaded, fixed, ""
+        self.state.use(fixed)
+        self.metrics.use(fixed)
+        self.current.doors = doors
+        if loaded.snapshot.server == fixed.server:
+            return ""
+        return "in force, but server and state keep their values until a restart"
+
+    def _told(self, reloaded: Reloaded) -> Reloaded:
+        self.heard(reloaded)
+        return reloaded
+
+    def degraded(self) -> list[str]:
+        """What does not work though traffic is served."""
+        told = [f"breaker of {b.target} is {b.state}" for b in self.state.health.breakers()
+                if b.state != "closed"]  # fmt: skip
+        if self.problem:
+            told.append("the configuration file has mistakes; the last good one is in force")
+        return told
+
+    def _furnish(self, snapshot: Snapshot) -> Doors:
+        """Roads for a snapshot; what lives on is shared with those before."""
+        adapters = {target.id: self._adapter(target) for target in snapshot.targets.values()}
+        self.adapters = adapters
+        state, clock = self.state, self.clock
+
+        def wait(facts: Facts, target: Target) -> float:
+            return state.limiter.wait(target_demands(facts, target, self.outputs))
+
+        plan = Planner(Sources(clock.monotonic, clock.now, state.health.standing, wait))
+        settle = Settle(state.limiter, state.ledger, state.health, self.outputs, clock, self.heard)
+        admit = Admit(state.limiter, self.outputs, self.queue, plan, clock)
+        attempt = Attempts(
+            adapters,
+            self.transport,
+            state.limiter,
+            state.ledger,
+            state.health,
+            self.outputs,
+            plan,
+            settle,
+            self.panic,
+            clock,
+            snapshot,
+        )
+        authenticate = Authenticate(state.keys, clock)
+
+        def road(facade: Facade) -> Road:
+            return Road(facade, snapshot, clock, authenticate, plan, admit, attempt, settle)
+
+        return Doors(
+            chat=road(ChatFacade()),
+            embeddings=road(EmbeddingsFacade()),
+            models=lambda principal: allowed(principal, snapshot),
+            authenticate=authenticate,
+            heard=self.heard,
+            ready=lambda: self.readiness.answer(self.snapshot),
+            admin=Operator(self),
+            public_metrics=snapshot.public_metrics,
+        )
+
+    def _adapter(self, target: Target) -> Provider:
+        if target.kind == "sim" and self.simulator is not None:
+            url = self.simulator.base_url(target.provider)
+            target = replace(target, base_url=url, allow_private=True)
+        return adapter(target)
+
+    def _gauges(self) -> Gauges:
+        return Gauges(
+            headroom=self._headroom,
+            ledger_drift=lambda: self.state.ledger.drift,
+            loop_lag=lambda: self.lag,
+        )
+
+    def _headroom(self) -> Iterable[tuple[str, str, float]]:
+        """(target, kind, 0..1) of the targets' own accounts."""
+        for target in self.snapshot.targets.values():
+            accounts = [account for account in target.accounts if account.scope == "target"]
+            for room in self.state.limiter.headroom(accounts):
+                yield target.name, room.account.kind, room.remaining / max(1, room.account.limit)
+
+    async def _watch_file(self) -> None:
+        while True:
+            await self.clock.sleep(LOOK)
+            stamp = await asyncio.to_thread(self.source.stamp)
+            if stamp and stamp != self._stamp:
+                await self.reload()
+
+    async def _watch_lag(self) -> None:
+        while True:
+            before = self.clock.monotonic()
+            await self.clock.sleep(LAG)
+            self.lag = max(0.0, self.clock.monotonic() - before - LAG)
+
+
+class _Tasks:
+    """Owns the tasks of the process; they end when it does, and one that breaks is heard."""
+
+    def __init__(self) -> None:
+        self._group = asyncio.TaskGroup()
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        for task in self._running:
+            task.cancel()
+        await self._group.__aexit__(None, None, None)
+
+    def start(self, work: Coroutine[None, None, None]) -> None:
+        task = self._group.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)

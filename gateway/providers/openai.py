@@ -1,0 +1,10 @@
+"""OpenAI, and whoever is asked just like it: a bearer key and the base URL of the target."""
+
+from gateway.core.ports import Provider
+from gateway.core.target import Target
+from gateway.providers.dialects.chat import Chat
+
+
+def adapter(target: Target) -> Provider:
+    secret = target.secret.reveal()
+    return Chat(target, {"authorization": f"Bearer {secret}"} if secret else {})

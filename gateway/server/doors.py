@@ -1,0 +1,91 @@
+"""What the front door needs from the house: one value, swapped as a whole on reload."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from gateway.core.events import Event
+from gateway.core.ports import Call, Reply
+from gateway.core.principal import Principal
+
+Override = Literal["open", "closed", "auto"]
+
+
+class Walk(Protocol):
+    """The road of one endpoint.
+
+    Raises:
+        GatewayError: with everything the caller is to be told.
+        asyncio.CancelledError: the caller is gone.
+    """
+
+    async def __call__(self, call: Call, reply: Reply) -> None: ...
+
+
+class Admin(Protocol):
+    """What operators may see and do. Everything that is returned is JSON and holds no secret."""
+
+    def status(self) -> Mapping[str, Any]: ...
+
+    def recent(self, n: int) -> Sequence[Mapping[str, Any]]:
+        """The last `n` stories, the newest first."""
+        ...
+
+    async def request(self, id: str) -> Mapping[str, Any] | None:
+        """The story of one request; None: not known, or too old."""
+        ...
+
+    def chains(self) -> Mapping[str, Any]: ...
+
+    def limits(self) -> Mapping[str, Any]: ...
+
+    def config(self) -> Mapping[str, Any]: ...
+
+    def metrics(self) -> bytes:
+        """The exposition; called in a thread."""
+        ...
+
+    async def reload(self) -> Mapping[str, Any]:
+        """Read the configuration again; `{"config": ..., "problem": ""}`."""
+        ...
+
+    async def drain(self) -> None:
+        """Begin to drain; returns at once."""
+        ...
+
+    def breaker(self, target: str, to: Override) -> Mapping[str, Any] | None:
+        """Hold a target's breakers open or closed, or let them be; None: no such target."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Everything behind the edge.
+
+    Args:
+        chat, embeddings: a road each.
+        models: the names a caller may use, in order.
+        authenticate: who calls; raises a GatewayError.
+        heard: told of requests the road never saw.
+        ready: whether traffic may come, and the details for `/readyz`.
+        admin: the admin port's other side.
+        public_metrics: `/metrics` without a key.
+    """
+
+    chat: Walk
+    embeddings: Walk
+    models: Callable[[Principal], Sequence[str]]
+    authenticate: Callable[[Call], Awaitable[Principal]]
+    heard: Callable[[Event], None]
+    ready: Callable[[], tuple[bool, Mapping[str, Any]]]
+    admin: Admin
+    public_metrics: bool = False
+
+
+class Current:
+    """The one mutable reference: a reload puts new doors here; requests under way keep theirs."""
+
+    __slots__ = ("doors",)
+
+    def __init__(self, doors: Doors) -> None:
+        self.doors = doors

@@ -1,0 +1,116 @@
+"""The public port: to the road with a request that is well formed, or to what needs no road."""
+
+from aiohttp.http_parser import RawRequestMessage
+
+from gateway.clock import Clock
+from gateway.core.attempt import Exchange
+from gateway.core.principal import Principal
+from gateway.core.snapshot import ServerSettings
+from gateway.errors import GatewayError, NotFound, Overloaded
+from gateway.server.connection import Bounds
+from gateway.server.desk import BOUNDS, Desk
+from gateway.server.doors import Current, Doors
+from gateway.server.health import alive, hello, readiness
+from gateway.server.hints import read_head
+from gateway.server.incoming import Incoming
+from gateway.server.models import model_list, one_model
+from gateway.server.reply import Outgoing
+from gateway.server.routes import PUBLIC, Route, Table
+
+GONE = 499  # the caller left before it was answered
+
+
+class Edge(Desk):
+    """The port callers use."""
+
+    def __init__(
+        self, current: Current, settings: ServerSettings, clock: Clock, bounds: Bounds = BOUNDS
+    ) -> None:
+        super().__init__(current, settings, clock, Table(PUBLIC), bounds)
+        self.in_flight = 0  # requests on a road
+
+    async def walk(self, message: RawRequestMessage, call: Incoming, reply: Outgoing) -> None:
+        doors = self.current.doors
+        route, name = self.table.find(message.method, message.path)
+        if route is None or route.api == "_other":
+            await self._beside(doors, message, (route, name), call, reply)
+            return
+        call.api = route.api
+        try:
+            call.headed(read_head(message.raw_headers), name)
+            if self.in_flight >= self.settings.max_in_flight:
+                raise Overloaded(
+                    f"{self.in_flight} requests are being answered already, the most this"
+                    " gateway takes at once (server.max_in_flight).",
+                    retry_after=1.0,
+                )
+        except GatewayError as error:
+            self._tell(call, error.status, error)
+            raise
+        self.in_flight += 1
+        try:
+            await (doors.chat if route.api == "chat" else doors.embeddings)(call, reply)
+        finally:
+            self.in_flight -= 1
+
+    async def _beside(
+        self,
+        doors: Doors,
+        message: RawRequestMessage,
+        found: tuple[Route | None, str],
+        call: Incoming,
+        reply: Outgoing,
+    ) -> None:
+        """What no road answers: health, lists, and paths that are not there."""
+        route, name = found
+        if route is not None and route.role == "anyone":
+            self._for_anyone(doors, route, reply)
+            return
+        status = GONE
+        error: GatewayError | None = None
+        principal: Principal | None = None
+        try:
+            call.headed(read_head(message.raw_headers))
+            principal = await doors.authenticate(call)
+            if route is None:
+                raise self.table.missing(message.method, message.path)
+            reply.whole(200, _models(doors, principal, route, name))
+            status = 200
+        except GatewayError as failure:
+            status, error = failure.status, failure
+            raise
+        finally:
+            self._tell(call, status, error, principal)
+
+    def _for_anyone(self, doors: Doors, route: Route, reply: Outgoing) -> None:
+        if route.handler == "hello":
+            reply.whole(200, hello())
+        elif route.handler == "healthz":
+            reply.whole(200, alive())
+        else:
+            reply.whole(*readiness(doors, draining=self.draining))
+
+    def _tell(
+        self,
+        call: Incoming,
+        status: int,
+        error: GatewayError | None,
+        principal: Principal | None = None,
+    ) -> None:
+        exchange = Exchange(call.id, call.api, call.started)
+        exchange.principal = principal
+        self.say_ended(exchange, status, error)
+
+
+def _models(doors: Doors, principal: Principal, route: Route, name: str) -> bytes:
+    names = doors.models(principal)
+    if route.handler == "models":
+        return model_list(names)
+    if name in names:
+        return one_model(name)
+    raise NotFound(
+        "There is no such model here, or this key may not use it. GET /v1/models lists what it"
+        " may use.",
+        code="model_not_found",
+        param="model",
+    )

@@ -1,0 +1,313 @@
+"""POST /v1/chat/completions: OpenAI's own spelling, which is ours, checked without reading it all.
+
+The body is cut into members; the few that the road needs are decoded, the others travel as bytes.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.core.attempt import StreamEvent
+from gateway.core.ports import Voice
+from gateway.core.request import Request
+from gateway.errors import GatewayError, InvalidRequest
+from gateway.wire import json
+
+MOST_MESSAGES = 20_000
+MOST_CHOICES = 8
+LONGEST_MODEL = 256
+LONGEST_USER = 256
+DEEPEST = 64
+BYTES_A_TOKEN = 3.5
+TOKENS_A_MESSAGE = 4
+TOKENS_AN_IMAGE = 1000
+
+FORBIDDEN = frozenset(
+    {
+        "api_base",
+        "base_url",
+        "api_key",
+        "extra_headers",
+        "proxy",
+        "custom_llm_provider",
+        "callbacks",
+        "user_config",
+    }
+)
+
+EVENT_STREAM = "text/event-stream"
+
+_EMPTY = json.Raw(b"")
+_NOT_BRACKETS = bytes(c for c in range(256) if c not in b"[]{}")
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+
+_text = json.Decoder(str)
+_flag = json.Decoder(bool | None)
+_number = json.Decoder(int | None)
+
+
+class _Message(json.Struct):
+    content: json.Raw = _EMPTY
+
+
+class _Part(json.Struct):
+    type: str = ""
+    image_url: json.Raw = _EMPTY
+    input_audio: json.Raw = _EMPTY
+    file: json.Raw = _EMPTY
+
+
+class _StreamOptions(json.Struct):
+    include_usage: bool | None = None
+
+
+class _Format(json.Struct):
+    type: str = ""
+
+
+_messages = json.Decoder(list[_Message])
+_parts = json.Decoder(list[_Part])
+_options = json.Decoder(_StreamOptions | None)
+_format = json.Decoder(_Format | None)
+
+
+class ChatFacade:
+    """`Facade` of chat completions."""
+
+    def parse(self, body: bytes) -> Request:
+        members = members_of(body)
+        model = model_of(members)
+        needs: set[str] = set()
+        prompt = _prompt(members, needs)
+        stream = _read(members, "stream", _flag, "true or false") is True
+        n = _count(members, "n", MOST_CHOICES) or 1
+        newer = _count(members, "max_completion_tokens", json.MAX_SAFE_INTEGER)
+        older = _count(members, "max_tokens", json.MAX_SAFE_INTEGER)
+        include_usage = False
+        if "stream_options" in members:
+            options = _read(members, "stream_options", _options, "an object")
+            include_usage = options is not None and options.include_usage is True
+        if n > 1:
+            needs.add("n")
+        if len(members) > 2:
+            _abilities(members, needs)
+        return Request(
+            kind="chat",
+            model=model,
+            members=members,
+            stream=stream,
+            max_output=newer if newer is not None else older,
+            n=n,
+            user=user_of(members),
+            include_usage=include_usage,
+            prompt=prompt,
+            needs=frozenset(needs) if needs else _NO_NEEDS,
+        )
+
+    def voice(self, request: Request) -> Voice:
+        return StreamVoice() if request.stream else WholeVoice()
+
+
+_NO_NEEDS: frozenset[str] = frozenset()
+
+
+class WholeVoice:
+    """The answer in one piece: the JSON as it is."""
+
+    content_type = "application/json"
+
+    def say(self, event: StreamEvent) -> bytes:
+        return event.wire
+
+    def close(self, note: bytes) -> bytes:
+        return b""
+
+    def interrupted(self, error: GatewayError) -> bytes:
+        return json.dumps(error.body())
+
+
+class StreamVoice:
+    """Server-sent events: one `data:` line an event, `[DONE]` only after a proper end."""
+
+    content_type = EVENT_STREAM
+
+    def say(self, event: StreamEvent) -> bytes:
+        wire = event.wire
+        if not wire or event.own:
+            return b""
+        return b"data: %b\n\n" % wire
+
+    def close(self, note: bytes) -> bytes:
+        if note:
+            return b": gateway %b\n\ndata: [DONE]\n\n" % note
+        return b"data: [DONE]\n\n"
+
+    def interrupted(self, error: GatewayError) -> bytes:
+        return b"data: %b\n\n" % json.dumps(error.body())
+
+
+def members_of(body: bytes) -> dict[str, json.Raw]:
+    """The members of a body that may be passed on.
+
+    Raises:
+        InvalidRequest: no JSON object, nested too deeply, or with a member nobody may send.
+    """
+    try:
+        members = json.split(body)
+    except json.JSONError as error:
+        raise InvalidRequest(f"The body must be a JSON object: {error}.") from None
+    if not FORBIDDEN.isdisjoint(members) or any(name.startswith("callback") for name in members):
+        name = next(n for n in members if n in FORBIDDEN or n.startswith("callback"))
+        raise InvalidRequest(
+            f"'{name}' may not be sent: where requests go is the gateway's configuration.",
+            code="unsupported_parameter",
+            param=name[:64],
+        )
+    for name, value in members.items():
+        if name != "messages" and len(memoryview(value)) > 2 * DEEPEST:
+            check_depth(value, name)
+    return members
+
+
+def model_of(members: Mapping[str, json.Raw]) -> str:
+    if "model" not in members:
+        raise _wrong("model", "is missing: name a model, see GET /v1/models")
+    model: str = _read(members, "model", _text, "a string")
+    if not model or len(model) > LONGEST_MODEL:
+        raise _wrong("model", f"must have 1 to {LONGEST_MODEL} characters")
+    return model
+
+
+def user_of(members: Mapping[str, json.Raw]) -> str | None:
+    if "user" not in members or _is(members["user"], b"null"):
+        return None
+    user: str = _read(members, "user", _text, "a string")
+    if len(user) > LONGEST_USER:
+        raise _wrong("user", f"must have at most {LONGEST_USER} characters")
+    return user or None
+
+
+def tokens_of(size: int) -> int:
+    return -int(-size // BYTES_A_TOKEN)
+
+
+def check_depth(value: json.Raw | bytes, param: str) -> None:
+    """Refuse what is nested deeper than 64.
+
+    The brackets alone are taken, and pairs of neighbours removed, layer by layer: cheap, and an
+    upper bound. Brackets inside strings may spoil it; then the value is read properly.
+    """
+    brackets = bytes(memoryview(value)).translate(None, _NOT_BRACKETS)
+    if len(brackets) <= DEEPEST:
+        return
+    for layer in range(DEEPEST):
+        shorter = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        if layer + 2 + len(shorter) <= DEEPEST:
+            return
+        if len(shorter) == len(brackets):
+            break
+        brackets = shorter
+    if _depth(bytes(memoryview(value))) > DEEPEST:
+        raise _wrong(param, f"is nested deeper than {DEEPEST}")
+
+
+def _depth(value: bytes) -> int:
+    depth = deepest = 0
+    for match in _TOKEN.finditer(value):
+        token = match[0]
+        if token in {b"[", b"{"}:
+            depth += 1
+            deepest = max(deepest, depth)
+        elif token in {b"]", b"}"}:
+            depth -= 1
+    return deepest
+
+
+def _prompt(members: Mapping[str, json.Raw], needs: set[str]) -> int:
+    """Estimated input tokens; what the messages need is added to `needs`."""
+    raw = members.get("messages")
+    if raw is None:
+        raise _wrong("messages", "is missing: it must be a list of messages")
+    try:
+        messages = _messages.decode(raw)
+    except json.BROKEN:
+        raise _wrong("messages", "must be a list of messages (objects)") from None
+    if not messages:
+        raise _wrong("messages", "is empty: it must have one message at least")
+    if len(messages) > MOST_MESSAGES:
+        raise _wrong("messages", f"has more than {MOST_MESSAGES} messages")
+    size = len(memoryview(raw))
+    if size < 4 * DEEPEST * DEEPEST:
+        check_depth(raw, "messages")
+    images = 0
+    for message in messages:
+        content = memoryview(message.content)
+        if content and content[0] == 0x5B:  # [
+            parts, passed = _look(message.content, needs)
+            images += parts
+            size -= passed
+    if "tools" in members:
+        size += len(memoryview(members["tools"]))
+    return tokens_of(size) + TOKENS_A_MESSAGE * len(messages) + TOKENS_AN_IMAGE * images
+
+
+def _look(content: json.Raw, needs: set[str]) -> tuple[int, int]:
+    """Images in the parts of a message, and the bytes that are no text."""
+    check_depth(content, "messages")
+    try:
+        parts = _parts.decode(content)
+    except json.BROKEN:
+        return 0, 0  # odd parts are the upstream's to judge
+    images = passed = 0
+    for part in parts:
+        if part.type == "image_url":
+            needs.add("vision")
+            images += 1
+            passed += len(memoryview(part.image_url))
+        elif part.type == "input_audio":
+            needs.add("audio")
+        elif part.type == "file":
+            needs.add("files")
+    return images, passed
+
+
+def _abilities(members: Mapping[str, json.Raw], needs: set[str]) -> None:
+    tools = members.get("tools")
+    if tools is not None and len(memoryview(tools)) > 2 and not _is(tools, b"null"):
+        needs.add("tools")
+    if "parallel_tool_calls" in members and _is(members["parallel_tool_calls"], b"true"):
+        needs.add("parallel_tools")
+    if "logprobs" in members and _is(members["logprobs"], b"true"):
+        needs.add("logprobs")
+    if "response_format" in members:
+        form = _read(members, "response_format", _format, "an object with a type")
+        if form is not None and form.type == "json_schema":
+            needs.add("json_schema")
+
+
+def _is(value: json.Raw, word: bytes) -> bool:
+    view = memoryview(value)
+    return len(view) == len(word) and bytes(view) == word
+
+
+def _count(members: Mapping[str, json.Raw], name: str, most: int) -> int | None:
+    if name not in members:
+        return None
+    number: int | None = _read(members, name, _number, "a whole number")
+    if number is not None and not 1 <= number <= most:
+        raise _wrong(name, f"must be from 1 to {most}")
+    return number
+
+
+def _read(members: Mapping[str, json.Raw], name: str, decoder: Any, form: str) -> Any:
+    raw = members.get(name)
+    if raw is None:
+        return None
+    try:
+        return decoder.decode(raw)
+    except json.BROKEN:
+        raise _wrong(name, f"must be {form}") from None
+
+
+def _wrong(param: str, problem: str) -> InvalidRequest:
+    return InvalidRequest(f"'{param}' {problem}.", param=param)

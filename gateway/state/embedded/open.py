@@ -1,0 +1,120 @@
+"""Opens the embedded wing, owns its background tasks, and closes it: nothing else does."""
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from gateway.clock import Clock
+from gateway.core.events import Event, StateTrouble
+from gateway.core.snapshot import Snapshot
+from gateway.state.embedded.health import LocalHealth
+from gateway.state.embedded.keys import POLL, EmbeddedKeys
+from gateway.state.embedded.ledger import CLEAN, SHIP, SYNC, TIDY, EmbeddedLedger
+from gateway.state.embedded.limiter import EmbeddedLimiter
+from gateway.state.embedded.sqlite import Store, prepare
+from gateway.state.embedded.stories import WRITE, Stories
+from gateway.state.journal import Journal
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedState:
+    """The rooms of one machine behind the ports. `recovered`: attempts of lost workers settled."""
+
+    limiter: EmbeddedLimiter
+    ledger: EmbeddedLedger
+    keys: EmbeddedKeys
+    health: LocalHealth
+    stories: Stories
+    worker: str
+    recovered: int
+
+    def use(self, snapshot: Snapshot) -> None:
+        """A reload: what is counted and learnt stays by name."""
+        self.keys.use(snapshot)
+        self.health.use(snapshot.targets.values())
+        self.stories.use(snapshot.config)
+
+
+@asynccontextmanager
+async def open_state(
+    dir: Path | str,
+    snapshot: Snapshot,
+    clock: Clock,
+    heard: Callable[[Event], None],
+    rng: random.Random,
+) -> AsyncIterator[EmbeddedState]:
+    """Settles what a crash left, then serves; on leaving everything is shipped.
+
+    Raises:
+        OSError: the folder cannot be used.
+        sqlite3.Error: the store cannot be opened.
+    """
+    folder = Path(dir)
+    prepare(folder)
+    store = Store(folder)
+    try:
+        await store.run(lambda _: None)
+        worker = os.urandom(8).hex()
+        later = asyncio.get_running_loop().call_soon
+        journal = Journal(folder, worker, heard=heard, later=later)
+        ledger = EmbeddedLedger(journal, store, clock, heard)
+        try:
+            recovered = await ledger.recover()
+            keys = EmbeddedKeys(store, snapshot, clock, heard)
+            await keys.poll()
+            health = LocalHealth(clock, heard, rng)
+            health.use(snapshot.targets.values())
+            stories = Stories(store, snapshot.config, clock, heard)
+            state = EmbeddedState(
+                EmbeddedLimiter(clock), ledger, keys, health, stories, worker, recovered
+            )
+            async with _Chores(clock, heard) as chores:
+                chores.every(SHIP, ledger.ship)
+                chores.every(SYNC, ledger.sync)
+                chores.every(TIDY, ledger.recover)
+                chores.every(CLEAN, ledger.clean)
+                chores.every(POLL, keys.poll)
+                chores.every(WRITE, stories.write)
+                chores.every(CLEAN, stories.clean)
+                yield state
+            await stories.write()
+        finally:
+            await ledger.leave()
+    finally:
+        await store.close()
+
+
+class _Chores:
+    """Background tasks with an owner: they end when it does, and none can take it down."""
+
+    def __init__(self, clock: Clock, heard: Callable[[Event], None]) -> None:
+        self._clock = clock
+        self._heard = heard
+        self._group = asyncio.TaskGroup()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await self._group.__aexit__(None, None, None)
+
+    def every(self, seconds: float, chore: Callable[[], Awaitable[object]]) -> None:
+        self._tasks.append(self._group.create_task(self._repeat(seconds, chore)))
+
+    async def _repeat(self, seconds: float, chore: Callable[[], Awaitable[object]]) -> None:
+        while True:
+            await self._clock.sleep(seconds)
+            try:
+                await chore()
+            except Exception as error:  # noqa: BLE001 - a boundary: the chore is tried again
+                problem = type(error).__name__
+                self._heard(StateTrouble("embedded", getattr(chore, "__name__", "?"), problem))

@@ -1,0 +1,151 @@
+"""One SQLite file (WAL) for all workers of a machine, spoken to from one thread of its own."""
+
+import asyncio
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+FILE = "gateway.sqlite3"
+BUSY = 5.0  # seconds to wait for another process's write
+PATIENCE = 100  # tries of 50 ms to enter WAL, where SQLite itself does not wait
+
+_pause = threading.Event()  # never set: waiting on it is a pause
+
+
+class Store:
+    """A connection that lives in its own thread: `run` hands it work, in order."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self._db: sqlite3.Connection | None = None
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """What `work` returns; it must end its transactions. Raises sqlite3.Error."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._work, work)
+
+    async def close(self) -> None:
+        """After all that was handed over before."""
+        await asyncio.get_running_loop().run_in_executor(self._pool, self._close)
+        self._pool.shutdown()
+
+    def _work(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._db is None:
+            self._db = connect(self.folder)
+        return work(self._db)
+
+    def _close(self) -> None:
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+
+def prepare(folder: Path) -> None:
+    """The folder, for this user only, if it is not there."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def connect(folder: Path) -> sqlite3.Connection:
+    """Open, make or bring up to date; the caller closes it. Belongs to the thread it is used in."""
+    prepare(folder)
+    path = folder / FILE
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    db = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+    try:
+        _enter_wal(db)
+        db.execute("PRAGMA synchronous = NORMAL")
+        migrate(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def look(folder: Path) -> sqlite3.Connection | None:
+    """Open for reading only; None when there is no store yet."""
+    path = folder / FILE
+    if not path.exists():
+        return None
+    db = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=ro", timeout=BUSY, isolation_level=None, uri=True
+    )
+    try:
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+    except BaseException:
+        db.close()
+        raise
+    if not version:  # another process is making it just now
+        db.close()
+        return None
+    return db
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing; waits for other writers at its beginning, not at its end."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def harden(db: sqlite3.Connection) -> bool:
+    """Put what was committed on the platter; False: a reader or writer was in the way."""
+    (busy, _, _) = db.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+    return not busy
+
+
+def migrate(db: sqlite3.Connection) -> None:
+    """Run the numbered files this store has not seen. A store of a newer gateway is left as is."""
+    changes = _changes()
+    if _version(db) >= len(changes):
+        return
+    with transaction(db):
+        for number in range(_version(db), len(changes)):
+            for statement in _statements(changes[number]):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {number + 1}")
+
+
+def _version(db: sqlite3.Connection) -> int:
+    (version,) = db.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _changes() -> list[str]:
+    folder = resources.files("gateway.state.embedded").joinpath("schema")
+    files = [file for file in folder.iterdir() if file.name.endswith(".sql")]
+    return [file.read_text("utf-8") for file in sorted(files, key=lambda file: file.name)]
+
+
+def _statements(script: str) -> Iterator[str]:
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def _enter_wal(db: sqlite3.Connection) -> None:
+    for left in reversed(range(PATIENCE)):
+        try:
+            db.execute("PRAGMA journal_mode = WAL").fetchone()
+        except sqlite3.OperationalError:
+            if not left:
+                raise
+            _pause.wait(0.05)
+        else:
+            return

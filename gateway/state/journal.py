@@ -1,0 +1,490 @@
+"""What a worker promises to remember: one append-only file, written before a byte leaves.
+
+A line is a JSON array. `["A", seq, [the fields of Opening]]`: an attempt is about to be made.
+`["C", seq, attempt id, tokens]`: output tokens so far. `["S", seq, attempt id, at, [the fields of
+Usage], the other fields of Line]`: it is settled. `seq` only grows, from segment to segment too.
+`A` is in the hands of the operating system when `open` returns, and takes along what waits; `S` and
+`C` are written once a loop turn.
+
+A crash may leave half a line at the end; whoever reads passes over what is no line. A segment that
+is full is followed by another that begins with the openings still unsettled, so the old one can go.
+A file is locked (flock) as long as its worker lives: a file that can be locked is an orphan.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gateway.core.attempt import Line, Opening
+from gateway.core.events import Event, StateTrouble
+from gateway.core.usage import MILLION, Usage
+from gateway.errors import Overloaded
+from gateway.wire import json
+
+ROLL = 64 * 1024 * 1024
+MOST = 2**53  # no number in a line is larger: beyond it JSON readers and SQLite's sums give in
+PIECE = 1024 * 1024
+LOST = "worker_lost"
+
+Counts = tuple[int, int, int, int, int, int, int, int, bool]  # the fields of Usage
+
+
+class Opened(json.Struct, array_like=True, tag="A"):
+    seq: int
+    opening: Opening
+
+
+class Progress(json.Struct, array_like=True, tag="C"):
+    seq: int
+    attempt_id: str
+    tokens: int
+
+
+class Settled(json.Struct, array_like=True, tag="S"):
+    seq: int
+    attempt_id: str
+    at: float
+    usage: Counts
+    nano_usd: int | None
+    price_id: str | None
+    flags: str
+    outcome: str
+    status: int | None
+    upstream_ms: int
+    first_content_ms: int | None
+
+    def line(self) -> Line:
+        return Line(
+            self.attempt_id,
+            self.at,
+            Usage(*self.usage),
+            self.nano_usd,
+            self.price_id,
+            self.flags,
+            self.outcome,
+            self.status,
+            self.upstream_ms,
+            self.first_content_ms,
+        )
+
+
+Record = Opened | Progress | Settled
+_decoder: json.Decoder[Record] = json.Decoder(Record)
+
+
+class Final(NamedTuple):
+    """The one final row of an attempt, with the seq of the line that made it so."""
+
+    seq: int
+    opening: Opening
+    line: Line
+
+
+class Part(NamedTuple):
+    """One segment as far as it is written. `done`: nothing will be added any more."""
+
+    path: Path
+    size: int
+    done: bool
+
+
+class Journal:
+    """One worker's journal. Everything but `sync` and `remove` happens on the loop.
+
+    Args:
+        folder: where the files are; exists.
+        worker: unique for ever; part of the file name.
+        heard: told of trouble.
+        later: calls back in this loop turn or the next (`loop.call_soon`); None: write at once.
+        roll: bytes after which a new segment is begun.
+
+    Raises:
+        OSError: the first segment cannot be made.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        worker: str,
+        *,
+        heard: Callable[[Event], None] = lambda _: None,
+        later: Callable[[Callable[[], object]], object] | None = None,
+        roll: int = ROLL,
+    ) -> None:
+        self.worker = worker
+        self._folder = folder
+        self._heard = heard
+        self._later = later
+        self._roll = roll
+        self._open: dict[str, Opening] = {}
+        self._tokens: dict[str, int] = {}
+        self._pending: list[bytes] = []
+        self._scheduled = False
+        self._broken = False  # the last write failed
+        self._torn = False  # and left half a line that could not be cut off
+        self._seq = 0
+        self._full: list[tuple[int, Part]] = []  # segments to ship and remove: (fd, part)
+        self._number = 1
+        self._dirty = True
+        self._fresh = True  # the folder's entry for this segment is not on the platter
+        self._fd, self._path = _begin(folder, worker, self._number, b"")
+        self._size = 0
+
+    def __len__(self) -> int:
+        """Attempts that are open."""
+        return len(self._open)
+
+    def open(self, opening: Opening) -> None:
+        """Raises gateway.errors.Overloaded: `store_unavailable`, nothing was written."""
+        self._seq += 1
+        pending = self._pending
+        pending.append(_line(("A", self._seq, tuple(opening))))
+        try:
+            self._write(b"\n".join(pending) + b"\n")
+        except OSError as error:
+            pending.pop()
+            self._trouble("open", error)
+            raise Overloaded(
+                "The gateway cannot write its journal, so nothing was sent; try again shortly.",
+                code="store_unavailable",
+                retry_after=1.0,
+            ) from None
+        pending.clear()
+        self._open[opening.attempt_id] = opening
+
+    def checkpoint(self, attempt_id: str, tokens: int) -> None:
+        if attempt_id not in self._open:
+            return
+        self._tokens[attempt_id] = tokens
+        if not self._broken:
+            self._seq += 1
+            self._append(_line(("C", self._seq, attempt_id, tokens)))
+
+    def close(self, line: Line) -> None:
+        """Said twice, or for an attempt that was never opened: nothing happens."""
+        if self._open.pop(line.attempt_id, None) is None:
+            return
+        self._tokens.pop(line.attempt_id, None)
+        self._seq += 1
+        usage = line.usage
+        self._append(
+            _line(
+                (
+                    "S", self._seq, line.attempt_id, line.at,
+                    (
+                        usage.input, usage.output, usage.cached, usage.cache_write_5m,
+                        usage.cache_write_1h, usage.reasoning, usage.audio_input,
+                        usage.audio_output, usage.estimated,
+                    ),
+                    line.nano_usd, line.price_id, line.flags, line.outcome, line.status,
+                    line.upstream_ms, line.first_content_ms,
+                )
+            )
+        )  # fmt: skip
+
+    def flush(self) -> bool:
+        """Write what waits; False: the disk refused, it stays and is tried again."""
+        self._scheduled = False
+        if not self._pending:
+            return True
+        try:
+            self._write(b"\n".join(self._pending) + b"\n")
+        except OSError as error:
+            self._trouble("write", error)
+            return False
+        self._pending.clear()
+        return True
+
+    def parts(self) -> tuple[Part, ...]:
+        """What can be read, oldest segment first."""
+        return (*(part for _, part in self._full), Part(self._path, self._size, done=False))
+
+    def turn(self) -> None:
+        """Begin a new segment if this one is full and the one before it is gone."""
+        if self._size < self._roll or self._full or not self.flush():
+            return
+        lines: list[bytes] = []
+        for opening in self._open.values():
+            self._seq += 1
+            lines.append(_line(("A", self._seq, tuple(opening))))
+        for attempt_id, tokens in self._tokens.items():
+            self._seq += 1
+            lines.append(_line(("C", self._seq, attempt_id, tokens)))
+        first = b"".join(line + b"\n" for line in lines)
+        try:
+            fd, path = _begin(self._folder, self.worker, self._number + 1, first)
+        except OSError as error:
+            self._trouble("segment", error)
+            return
+        self._full.append((self._fd, Part(self._path, self._size, done=True)))
+        self._number += 1
+        self._fd, self._path, self._size = fd, path, len(first)
+        self._dirty = self._fresh = True
+
+    def remove(self, part: Part) -> None:
+        """A segment that is done and shipped."""
+        for fd, full in self._full[:]:
+            if full.path == part.path:
+                self._full.remove((fd, full))
+                full.path.unlink(missing_ok=True)
+                os.close(fd)
+
+    def unsynced(self) -> list[int]:
+        """Descriptors for `sync`, of what is new since the last time."""
+        fds = []
+        if self._dirty:
+            fds.append(os.dup(self._fd))
+        if self._fresh:
+            fds.append(os.open(self._folder, os.O_RDONLY | os.O_CLOEXEC))
+        self._dirty = self._fresh = False
+        return fds
+
+    def leave(self) -> bool:
+        """The worker goes, and all is shipped: the file with it. Open attempts keep the file."""
+        done = not self._open and not self._pending
+        if done:
+            for part in self.parts():
+                part.path.unlink(missing_ok=True)
+        self.drop()
+        return done
+
+    def drop(self) -> None:
+        """Let go of the files as a killed process would."""
+        for fd, _ in self._full:
+            os.close(fd)
+        os.close(self._fd)
+        self._full.clear()
+
+    def _append(self, line: bytes) -> None:
+        self._pending.append(line)
+        if self._later is None:
+            self.flush()
+        elif not self._scheduled:
+            self._scheduled = True
+            self._later(self.flush)
+
+    def _write(self, data: bytes) -> None:
+        """All of it or nothing."""
+        if self._torn:
+            data = b"\n" + data
+        done = 0
+        try:
+            done = os.write(self._fd, data)
+            while done < len(data):
+                done += os.write(self._fd, data[done:])
+        except OSError:
+            if done:
+                size = _restore(self._fd, self._size)
+                self._torn = size != self._size
+                self._size = size
+            raise
+        self._size += done
+        self._dirty = True
+        self._broken = self._torn = False
+
+    def _trouble(self, op: str, error: OSError) -> None:
+        self._broken = True
+        self._heard(StateTrouble("journal", op, errno.errorcode.get(error.errno or 0, "EIO")))
+
+
+def sync(fds: Iterable[int]) -> None:
+    """To the platter; closes the descriptors. For a thread."""
+    for fd in fds:
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+class Reader:
+    """Reads a segment from where it stopped; bytes after the last line end wait for the rest."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+        self.offset = 0
+        self._rest = b""
+
+    def read(self, upto: int) -> list[Record]:
+        """The next lines before byte `upto`, at most about 1 MiB of them; [] at the end."""
+        records: list[Record] = []
+        while not records and self.offset < upto:
+            data = self._file.read(min(PIECE, upto - self.offset))
+            if not data:
+                break
+            self.offset += len(data)
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            records.extend(record for line in lines if (record := _record(line)) is not None)
+        return records
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Fold:
+    """Openings and endings, in any pieces and repeated, to exactly one final row an attempt."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Opening] = {}
+        self._tokens: dict[str, int] = {}
+        self.seq = 0
+
+    def feed(self, records: Iterable[Record]) -> Iterator[Final]:
+        for record in records:
+            self.seq = max(self.seq, record.seq)
+            if isinstance(record, Opened):
+                self._open[record.opening.attempt_id] = record.opening
+            elif isinstance(record, Progress):
+                if record.attempt_id in self._open:
+                    self._tokens[record.attempt_id] = record.tokens
+            elif (opening := self._open.pop(record.attempt_id, None)) is not None:
+                self._tokens.pop(record.attempt_id, None)
+                yield Final(record.seq, opening, record.line())
+
+    def lost(self) -> Iterator[Final]:
+        """What nobody will settle any more, by evidence: the prompt and the last `C`."""
+        seq = self.seq
+        for attempt_id, opening in self._open.items():
+            seq += 1
+            yield Final(seq, opening, estimate(opening, self._tokens.get(attempt_id, 0)))
+
+
+def estimate(opening: Opening, tokens: int) -> Line:
+    """The line of an attempt whose worker is gone."""
+    nano_usd = None
+    flags = "estimated,cost_unknown"
+    if opening.price_id is not None:
+        total = opening.prompt * opening.input_price + tokens * opening.output_price
+        nano_usd = -(-total // MILLION) + opening.request_price
+        flags = "estimated"
+    return Line(
+        attempt_id=opening.attempt_id,
+        at=opening.at,
+        usage=Usage(input=opening.prompt, output=tokens, estimated=True),
+        nano_usd=nano_usd,
+        price_id=opening.price_id,
+        flags=flags,
+        outcome=LOST,
+        status=None,
+        upstream_ms=0,
+        first_content_ms=None,
+    )
+
+
+class Orphan:
+    """The journal of a worker that is gone, locked as long as this object is open."""
+
+    def __init__(self, worker: str, held: list[tuple[int, Path]]) -> None:
+        self.worker = worker
+        self._held = held
+
+    def records(self) -> Iterator[Record]:
+        for fd, path in self._held:
+            reader = Reader(path)
+            try:
+                size = os.fstat(fd).st_size
+                while found := reader.read(size):
+                    yield from found
+            finally:
+                reader.close()
+
+    def remove(self) -> None:
+        for _, path in self._held:
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        for fd, _ in self._held:
+            os.close(fd)
+        self._held = []
+
+
+def orphans(folder: Path) -> Iterator[Orphan]:
+    """Every journal whose worker is gone; each is closed again when the next is asked for."""
+    workers: dict[str, list[Path]] = {}
+    for path in sorted(folder.glob("journal-*.jsonl")):
+        worker = path.name.removeprefix("journal-").removesuffix(".jsonl").rpartition("-")[0]
+        workers.setdefault(worker, []).append(path)
+    for worker, paths in workers.items():
+        held = _lock_all(paths)
+        if held:
+            orphan = Orphan(worker, held)
+            try:
+                yield orphan
+            finally:
+                orphan.close()
+
+
+def _lock_all(paths: Iterable[Path]) -> list[tuple[int, Path]]:
+    """All of one worker's segments, or none."""
+    held: list[tuple[int, Path]] = []
+    for path in paths:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            for other, _ in held:
+                os.close(other)
+            return []
+        if os.fstat(fd).st_nlink == 0:  # whoever held it has shipped and removed it
+            os.close(fd)
+        else:
+            held.append((fd, path))
+    return held
+
+
+def _begin(folder: Path, worker: str, number: int, first: bytes) -> tuple[int, Path]:
+    """A segment, locked before anybody can see it under its name."""
+    path = folder / f"journal-{worker}-{number:06d}.jsonl"
+    hidden = folder / f".journal-{worker}-{number:06d}.new"
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+    fd = os.open(hidden, flags, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        done = 0
+        while done < len(first):
+            done += os.write(fd, first[done:])
+        hidden.rename(path)
+    except OSError:
+        os.close(fd)
+        hidden.unlink(missing_ok=True)
+        raise
+    return fd, path
+
+
+def _restore(fd: int, size: int) -> int:
+    """Cut off what was half written; the size it has then."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(fd, size)
+    return os.fstat(fd).st_size
+
+
+def _line(values: tuple[Any, ...]) -> bytes:
+    try:
+        return json.dumps(values)
+    except TypeError:  # a lone surrogate, or an integer beyond 64 bits
+        return json.dumps(_clean(values))
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, int) and not isinstance(value, bool):
+        return max(-MOST, min(value, MOST))
+    if isinstance(value, tuple):
+        return [_clean(one) for one in value]
+    return value
+
+
+def _record(line: bytes) -> Record | None:
+    """A line, if it is a whole one of ours."""
+    try:
+        return _decoder.decode(line)
+    except json.BROKEN:
+        return None

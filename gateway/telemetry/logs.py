@@ -1,0 +1,276 @@
+"""One line a request, and one for each thing an operator has to know; never from the loop.
+
+A request is appended to a bounded list; a thread renders and writes it, so that a stdout nobody
+reads cannot stop the service. What does not fit is counted and told. Third parties speak through
+the standard library's logging, by way of a bounded queue, and their exceptions without their text:
+it may hold what nobody should read.
+"""
+
+import logging
+import logging.handlers
+import queue
+import sys
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal, Self, TextIO
+
+from gateway.clock import Clock
+from gateway.core.events import (
+    AttemptEnded,
+    BreakerMoved,
+    Event,
+    KeyAside,
+    Lifecycle,
+    Reloaded,
+    RequestEnded,
+    StateTrouble,
+)
+from gateway.core.story import story
+from gateway.wire import json
+
+Form = Literal["json", "text", "auto", "none"]
+
+KEPT = 4096  # lines waiting to be written; each holds its request until then
+FLUSH = 0.15  # seconds between two writes
+FOREIGN = 1_000  # records of third parties waiting
+FRAMES = 6  # of a traceback
+
+Line = dict[str, Any]
+
+
+class RequestLog:
+    """A `Listener` that writes lines; `with` starts and ends its thread.
+
+    Args:
+        clock: for the moments of events that carry none.
+        form: `auto` is text on a terminal, else JSON.
+        out: where lines go.
+        config: names the snapshot in force.
+        kept: lines that may wait; more are dropped and counted.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        form: Form = "auto",
+        out: TextIO | None = None,
+        config: Callable[[], str] = str,
+        kept: int = KEPT,
+    ) -> None:
+        self._clock = clock
+        self._out = out if out is not None else sys.stdout
+        on_terminal = form == "auto" and self._out.isatty()
+        self._render = as_text if form == "text" or on_terminal else as_json
+        self._silent = form == "none"
+        self._config = config
+        self._kept = kept
+        self._waiting: deque[tuple[Event | Line, float, str]] = deque()
+        self._wake = threading.Event()
+        self._ended = False
+        self._thread: threading.Thread | None = None
+        self._foreign = Foreign(self)
+        self.dropped = 0
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
+        self._thread.start()
+        self._foreign.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._foreign.stop()
+        self._ended = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(timeout=2.0)  # a blocked stdout must not hold the end up
+
+    def heard(self, event: Event) -> None:
+        if self._silent or isinstance(event, AttemptEnded):
+            return
+        now = event.now if isinstance(event, RequestEnded | Reloaded) else self._clock.now()
+        self._keep(event, now)
+
+    def say(self, line: Line) -> None:
+        """A line of our own words: `event` of the closed list, no secret in it."""
+        if not self._silent:
+            self._keep(line, self._clock.now())
+
+    def flush(self) -> None:
+        """Write what waits; called by the thread, and by tests."""
+        lines: list[str] = []
+        while self._waiting and len(lines) < self._kept:
+            what, now, config = self._waiting.popleft()
+            line = what if isinstance(what, dict) else line_of(what, now, config)
+            lines.append(self._render({"ts": _moment(now), **line}))
+        if self.dropped:
+            dropped, self.dropped = self.dropped, 0
+            lost = {"level": "warning", "event": "log", "dropped": dropped}
+            lines.append(self._render({"ts": _moment(self._clock.now()), **lost}))
+        if not lines:
+            return
+        try:
+            self._out.write("".join(lines))
+            self._out.flush()
+        except (OSError, ValueError):
+            self._silent = True  # nobody reads any more
+
+    def _keep(self, what: Event | Line, now: float) -> None:
+        waiting = len(self._waiting)
+        if waiting >= self._kept:
+            self.dropped += 1
+            return
+        if waiting == self._kept // 2:
+            self._wake.set()
+        self._waiting.append((what, now, self._config()))
+
+    def _run(self) -> None:
+        while not self._ended:
+            self._wake.wait(FLUSH)
+            self._wake.clear()
+            self.flush()
+        self.flush()
+
+
+class Foreign:
+    """Third parties' logging, routed to our lines through a bounded queue."""
+
+    def __init__(self, log: RequestLog) -> None:
+        self._queue: queue.Queue[logging.LogRecord] = queue.Queue(FOREIGN)
+        self._handler = _Bounded(self._queue)
+        self._listener = logging.handlers.QueueListener(self._queue, _Lines(log))
+        self._before: list[logging.Handler] = []
+
+    def start(self) -> None:
+        root = logging.getLogger()
+        self._before = root.handlers[:]
+        root.handlers[:] = [self._handler]
+        self._listener.start()
+
+    def stop(self) -> None:
+        root = logging.getLogger()
+        if self._handler in root.handlers:
+            root.handlers[:] = self._before
+        self._listener.stop()
+
+
+class _Bounded(logging.handlers.QueueHandler):
+    """Drops what does not fit, and formats nothing on the loop."""
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self.queue.put_nowait(record)
+        except queue.Full:
+            return
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record
+
+
+class _Lines(logging.Handler):
+    def __init__(self, log: RequestLog) -> None:
+        super().__init__(logging.WARNING)
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._log.say(foreign_line(record))
+
+
+def foreign_line(record: logging.LogRecord) -> Line:
+    """Who, how bad, and where; the template of the message, never its arguments."""
+    line: Line = {
+        "level": record.levelname.lower(),
+        "event": "log",
+        "logger": record.name,
+        "message": str(record.msg)[:200] if not record.exc_info else "",
+    }
+    if record.args or "%" not in line["message"]:
+        line["message"] = line["message"].partition("\n")[0]
+    if record.exc_info and record.exc_info[0] is not None:
+        line["message"] = record.exc_info[0].__name__
+        line["at"] = [
+            f"{frame.filename.rpartition('/site-packages/')[2]}:{frame.lineno}"
+            for frame in traceback.extract_tb(record.exc_info[2])[-FRAMES:]
+        ]
+    return line
+
+
+_LIFE = {"started": "start", "draining": "drain", "stopped": "stop"}
+
+
+def line_of(event: Event, now: float, config: str) -> Line:
+    """What an event says in the log."""
+    if isinstance(event, RequestEnded):
+        level = "error" if event.exchange.status >= 500 else "info"
+        return {"level": level, **story(event.exchange, now, config), "ts": _moment(now)}
+    return _other_line(event)
+
+
+def _other_line(event: Event) -> Line:
+    told: Line
+    match event:
+        case BreakerMoved():
+            told = {"event": "breaker", "target": event.target, "was": event.was, "to": event.to}
+            told |= {"level": "info" if event.to == "closed" else "warning"}
+            told["detail"] = event.detail
+        case KeyAside():
+            told = {"event": "key", "level": "error", "target": event.target}
+            told |= {"provider": event.provider, "key": event.key, "cause": event.cause}
+            told["seconds"] = round(event.seconds)
+        case Reloaded():
+            told = {"event": "config", "level": "error" if event.problem else "info"}
+            told |= {"config": event.config, "problem": event.problem}
+        case Lifecycle():
+            told = {"event": _LIFE[event.what], "level": "info", "detail": event.detail}
+        case StateTrouble():
+            told = {"event": "state", "level": "error", "backend": event.backend}
+            told |= {"op": event.op, "problem": event.problem}
+        case _:
+            told = {"event": "log", "level": "info"}
+    return told
+
+
+def as_json(line: Line) -> str:
+    return json.dumps(line).decode() + "\n"
+
+
+_COLOURS = {"info": "32", "warning": "33", "error": "31", "critical": "31"}
+
+
+def as_text(line: Line) -> str:
+    """One coloured line for a terminal."""
+    clock = str(line.get("ts", ""))[11:19]
+    colour = _COLOURS.get(str(line.get("level")), "0")
+    if line.get("event") == "request":
+        return f"{clock} \x1b[{colour}m{_request_text(line)}\x1b[0m\n"
+    rest = " ".join(
+        f"{name}={value}"
+        for name, value in line.items()
+        if name not in {"ts", "level", "event"} and value not in (None, "")
+    )
+    return f"{clock} \x1b[{colour}m{line.get('event', '')}\x1b[0m {_plain(rest)}\n"
+
+
+def _request_text(line: Mapping[str, Any]) -> str:
+    parts = [
+        str(line.get("status")),
+        str(line.get("api")),
+        str(line.get("chain")),
+        str(line.get("path") or line.get("error") or ""),
+        f"{line.get('ms', 0)} ms",
+        f"${line.get('cost_usd', '0')}",
+        str(line.get("request_id")),
+    ]
+    return _plain(" ".join(part for part in parts if part))
+
+
+def _plain(text: str) -> str:
+    """Without control characters: a terminal obeys them."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _moment(now: float) -> str:
+    told = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
+    return told.replace("+00:00", "Z")
