@@ -867,12 +867,10 @@ class Upstream:
                 fault, prompt = faults.bad_request(str(mistake)), 0
                 answer = Answer(_identity(manner), manner.latency, 0.0, 0.0, stream=False)
             return await self._play(connection, faults.perform(fault, answer), call, prompt)
-        except asyncio.CancelledError:
-            if connection.left:
-                call.closed_by_client_after = self._clock.monotonic() - started
-            raise
         finally:
             call.ended = self._clock.monotonic()
+            if connection.left:
+                call.closed_by_client_after = call.ended - started
             provider.in_flight -= 1
             self._in_flight -= 1
 

@@ -117,7 +117,7 @@ def _state(directory: Path) -> Iterable[Finding]:
     while not there.exists():
         there = there.parent
     try:
-        with tempfile.TemporaryFile(dir=there if there.is_dir() else there.parent):
+        with tempfile.TemporaryFile(dir=there):  # a file in the way fails here too
             pass
     except OSError as error:
         detail = f"{directory} cannot be written: {error.strerror}"

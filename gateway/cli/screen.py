@@ -1,6 +1,6 @@
 """Tables, trees, bars and progress: rich on a terminal, the same words in plain text elsewhere."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import click
@@ -25,7 +25,9 @@ def console(*, stderr: bool = False) -> Console:
     """
     context = click.get_current_context(silent=True)
     colour_off = context is not None and context.color is False
-    made = Console(stderr=stderr, highlight=False, emoji=False, markup=False, no_color=colour_off)
+    made = Console(
+        stderr=stderr, highlight=False, emoji=False, markup=False, no_color=colour_off or None
+    )
     if made.is_terminal:
         return made
     return Console(
@@ -55,19 +57,27 @@ def table(
     headers: Sequence[str],
     rows: Iterable[Sequence[RenderableType]],
     *,
-    right: Sequence[str] = (),
+    right: Collection[str | int] = (),
     footer: Sequence[str] | None = None,
 ) -> Table:
-    """Columns without lines; those named in `right` are numbers."""
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_footer=footer is not None)
+    """Columns without lines; those in `right` (by name or place) are numbers."""
+    made = Table(
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        show_header=any(headers),
+        show_footer=footer is not None,
+    )
+    last = len(headers) - 1  # where a terminal is narrow, the last column wraps
     for number, header in enumerate(headers):
         made.add_column(
             header,
             footer=footer[number] if footer else "",
-            justify="right" if header in right else "left",
+            justify="right" if header in right or number in right else "left",
             header_style="bold",
             footer_style="bold",
-            no_wrap=True,
+            no_wrap=number < last,
+            overflow="fold",
         )
     for row in rows:
         made.add_row(*row)

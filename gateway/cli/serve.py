@@ -117,7 +117,7 @@ def _greet(house: House, loop_name: str) -> None:
     say.note("")
     say.note(f"  API        {api:<32} {who}")
     say.note(f"  admin      {admin:<32} {_admin_words()}")
-    for chain in dict.fromkeys(snapshot.chains.values()):
+    for chain in {chain.name: chain for chain in snapshot.chains.values()}.values():
         say.note(f"  chain      {chain.name} = {' → '.join(leaf.name for leaf in chain.leaves())}")
     if house.state.recovered:
         say.note(f"  recovered  {house.state.recovered} attempts of a lost worker, as estimated")

@@ -73,7 +73,7 @@ def _list(stories: Sequence[Mapping[str, Any]]) -> None:
 def waterfall(story: Mapping[str, Any]) -> Group:
     """A story (core/story.py) for people: the head, a bar a step, and the end."""
     lines: list[Any] = [_head(story), Text("")]
-    lines.append(screen.table(("", "", "", "", "", "", ""), list(_steps(story)), right=("",)))
+    lines.append(screen.table(("", "", "", "", "", "", ""), list(_steps(story)), right=(2, 5)))
     lines += [Text(""), *_tail(story)]
     return Group(*lines)
 

@@ -8,6 +8,8 @@ from typing import Literal
 Path = tuple[str | int, ...]
 Severity = Literal["error", "warning"]
 
+MOST = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
@@ -43,10 +45,10 @@ class Mistake:
 
 
 class ConfigError(Exception):
-    """A file cannot be used; all of its mistakes, in file order."""
+    """A file cannot be used; all of its mistakes (at most `MOST`), in file order."""
 
     def __init__(self, mistakes: Iterable[Mistake]) -> None:
-        self.mistakes = in_order(mistakes)
+        self.mistakes = in_order(mistakes)[:MOST]
         super().__init__(printed(self.mistakes))
 
 

@@ -52,7 +52,8 @@ from gateway.wire import json
 
 OPENAI = "https://api.openai.com/v1"
 KINDS: tuple[AccountKind, ...] = ("rpm", "tpm", "concurrency")
-_MAX_LEAVES = 200  # target steps of one chain, nested chains inlined
+_MAX_STEPS = 200  # targets of one chain, nested chains inlined
+_MAX_NESTING = 64  # chains that lead from one to the next
 _DAY = 86_400.0
 
 Limits = tuple[tuple[AccountKind, int, int | None], ...]
@@ -254,24 +255,47 @@ class Resolver:
             self._say(f"must be next, stop or a chain{nearest(onward, known)}", *path)
 
     def _check_cycles(self) -> None:
-        """No chain leads back to itself, by its steps or by `on`."""
-        done: set[str] = set()
+        """No chain leads back to itself, by its steps or by `on`, nor to a great many targets."""
+        done: dict[str, tuple[int, int]] = {}
         for name in self._document.chains:
             self._walk(name, [], done)
 
-    def _walk(self, name: str, above: list[str], done: set[str]) -> None:
+    def _walk(
+        self, name: str, above: list[str], done: dict[str, tuple[int, int]]
+    ) -> tuple[int, int]:
+        """How many targets stand below a chain, and how many chains; each is judged once."""
         if name in done:
-            return
+            return done[name]
+        count = height = 0
         for path, key, other in self._onward(name):
             owner = self._owners.get(other)
             if owner is None or other in self._target_names:
-                continue
-            if owner in {*above, name}:
+                count += path[2] == "try"
+            elif owner in {*above, name}:
                 way = [*above, name, owner][[*above, name].index(owner) :]
-                self._say(f"leads in a circle: {' → '.join(way)}", *path, key=key)
+                self._say(f"leads in a circle: {' → '.join(way[:8])}", *path, key=key)
             else:
-                self._walk(owner, [*above, name], done)
-        done.add(name)
+                more, high = (
+                    self._walk(owner, [*above, name], done)
+                    if len(above) < _MAX_NESTING
+                    else (0, _MAX_NESTING)
+                )
+                count += more if path[2] == "try" else 0
+                height = max(height, high + 1)
+        done[name] = self._bounded(name, count, height)
+        return done[name]
+
+    def _bounded(self, name: str, count: int, height: int) -> tuple[int, int]:
+        """Both figures; what is too much is told, and then counts as little: it is told once."""
+        if count > _MAX_STEPS:
+            said = f"more than {_MAX_STEPS} targets, those of the chains in it included"
+            self._say(said, "chains", name, key=True)
+            count = 1
+        if height > _MAX_NESTING:
+            said = f"more than {_MAX_NESTING} chains lead from one to the next"
+            self._say(said, "chains", name, key=True)
+            height = 0
+        return count, height
 
     def _onward(self, name: str) -> Iterator[tuple[Path, bool, str]]:
         for index, step in enumerate(self._document.chains[name].try_):

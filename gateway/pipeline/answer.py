@@ -12,7 +12,7 @@ from gateway.core.plan import Facts
 from gateway.core.ports import Ledger, StreamDecoder, UpstreamReply
 from gateway.core.snapshot import Snapshot
 from gateway.core.target import Cause, Failed, Failure
-from gateway.core.usage import in_force
+from gateway.core.usage import UNKNOWN, in_force
 from gateway.pipeline.estimate import tokens_of
 from gateway.pipeline.settle import Settle
 from gateway.pipeline.tell import cut, trace
@@ -85,7 +85,10 @@ class Streaming:
         self._chunks = reply.chunks()
         self._held: list[StreamEvent] = []
         self._finishes = 0
+        self._closed = False  # upstream's body has ended
         self._over = False
+        self._ending = 0  # how much of the end was seen: 1 every finish, 2 nothing is missing
+        self._last = b""  # the last frame the caller was given
         self._broken: Failure | None = None
         self._checked = attempt.started
 
@@ -95,26 +98,29 @@ class Streaming:
         Raises:
             Failed: it ended, broke or was filtered before any content.
         """
-        held, size = self._held, 0
         async for data in self._chunks:
-            for event in self._decoder.feed(data):
-                failure = event.failure or filtered(event)
-                if failure is not None and not any(kept.content for kept in held):
-                    self._note_usage(event)
-                    raise Failed(failure)
-                held.append(event)
-                size += len(event.wire)
-            if size > MAX_HELD or any(event.content for event in held):
-                self._attempt.first_content = self._steps.clock.monotonic()
-                return
-        self._over = True
-        for event in self._decoder.close():
-            if event.failure is not None and not any(kept.content for kept in held):
-                raise Failed(event.failure)
-            held.append(event)
-        if not any(event.content for event in held):
-            raise Failed(Failure(Cause.MALFORMED, "it ended without an answer", status=200))
+            if self._hold(self._decoder.feed(data), filtered):
+                break
+        else:
+            self._closed = True
+            if not self._hold(self._decoder.close(), filtered):
+                raise Failed(Failure(Cause.MALFORMED, "it ended without an answer", status=200))
         self._attempt.first_content = self._steps.clock.monotonic()
+        self._reply.progressed()
+
+    def _hold(
+        self, events: Sequence[StreamEvent], filtered: Callable[[StreamEvent], Failure | None]
+    ) -> bool:
+        """Keep them; whether the answer may begin now."""
+        begun = False
+        for event in events:
+            failure = None if begun else event.failure or filtered(event)
+            self._note_usage(event)
+            if failure is not None:
+                raise Failed(failure)
+            self._held.append(event)
+            begun = begun or event.content
+        return begun or sum(len(event.wire) for event in self._held) > MAX_HELD
 
     def __aiter__(self) -> AsyncIterator[Sequence[StreamEvent]]:
         return self
@@ -122,7 +128,7 @@ class Streaming:
     async def __anext__(self) -> Sequence[StreamEvent]:
         if self._held:
             events, self._held = self._held, []
-            return self._learn(events)
+            return self._end(events) if self._closed else self._learn(events)
         if self._broken is not None:
             raise self._cut(self._broken)
         if self._over:
@@ -136,7 +142,7 @@ class Streaming:
             except StopAsyncIteration:
                 return self._end(self._decoder.close())
             except Failed as failed:
-                if self._finishes >= self._facts.request.n:  # only the trimmings are missing
+                if self._whole:
                     return self._end(())
                 raise self._cut(failed.failure) from None
             if events := self._decoder.feed(data):
@@ -148,7 +154,8 @@ class Streaming:
         content = False
         for place, event in enumerate(events):
             if event.failure is not None:
-                self._broken = event.failure
+                if not self._whole:  # else the answer is here: what else went wrong is no matter
+                    self._broken = event.failure
                 events = events[:place]
                 break
             attempt.delivered += event.size
@@ -156,16 +163,29 @@ class Streaming:
             if event.finish_reason is not None:
                 self._finishes += 1
                 self._exchange.finish_reason = event.finish_reason
+            if event.wire and not event.own:
+                self._last = event.wire
             if event.usage is not None:
                 events = self._priced(events, place, event)
         if content:
             self._reply.progressed()
             self._checkpoint()
-        if self._finishes >= self._facts.request.n:
-            self._reply.ending(AFTER_DONE if self._decoder.complete else AFTER_FINISH)
+        self._wind_up()
         if not events and self._broken is not None:
             raise self._cut(self._broken)
         return events
+
+    @property
+    def _whole(self) -> bool:
+        """Every choice is finished: only the trimmings may be missing."""
+        return self._finishes >= self._facts.request.n
+
+    def _wind_up(self) -> None:
+        """Once the answer is whole its upstream has not much longer."""
+        seen = 0 if not self._whole else 2 if self._decoder.complete else 1
+        if seen > self._ending:
+            self._ending = seen
+            self._reply.ending(AFTER_DONE if seen == 2 else AFTER_FINISH)
 
     def _end(self, events: Sequence[StreamEvent]) -> Sequence[StreamEvent]:
         """The upstream has closed: whole, or cut."""
@@ -200,11 +220,9 @@ class Streaming:
         if event.own or event.content or not event.wire or event.usage is None:
             return events
         price = in_force(self._attempt.target.prices, self._steps.clock.now())
-        if price is None:
-            return events
-        cost = self._exchange.cost + price.cost(event.usage)
+        cost = self._exchange.cost + (price.cost(event.usage) if price else UNKNOWN)
         frame = json.loads(event.wire)
-        frame["usage"]["cost_usd"] = cost.dollars()
+        frame["usage"]["cost_usd"] = cost.dollars() if cost.known else None
         changed = event._replace(wire=json.dumps(frame))
         return [*events[:place], changed, *events[place + 1 :]]
 
@@ -222,13 +240,8 @@ class Streaming:
             self._steps.ledger.checkpoint(attempt.id, tokens)
 
     def _traced(self) -> StreamEvent:
+        """One more frame of the same answer, with the story of the request."""
         told = trace(self._exchange, self._steps.snapshot, self._steps.clock)
-        frame = {
-            "id": self._attempt.id,
-            "object": "chat.completion.chunk",
-            "created": int(self._steps.clock.now()),
-            "model": self._attempt.target.model,
-            "choices": [],
-            "gateway": told,
-        }
-        return StreamEvent(json.dumps(frame))
+        last = json.loads(self._last) if self._last else {}
+        frame = {name: last[name] for name in ("id", "object", "created", "model") if name in last}
+        return StreamEvent(json.dumps({**frame, "choices": [], "gateway": told}))

@@ -33,15 +33,21 @@ from gateway.errors import GatewayError
 from gateway.pipeline.answer import Answer, Streaming, Whole
 from gateway.pipeline.backoff import after_hint, jitter
 from gateway.pipeline.estimate import Outputs, target_demands
-from gateway.pipeline.plan import MIN_ATTEMPT, NOTHING_SPENT, Planner
+from gateway.pipeline.plan import MIN_ATTEMPT, NOTHING_SPENT, Planner, ordered
 from gateway.pipeline.settle import Settle
-from gateway.pipeline.tell import exhausted, trace
+from gateway.pipeline.tell import cut, exhausted, trace
 from gateway.wire import json
 
 MAX_ANSWER = 32 * 1024 * 1024  # bytes of a whole answer
 MAX_ERROR = 64 * 1024  # bytes of an error body that are read
+MIN_REST = 0.05  # seconds before a target that had no room is asked for room again
+NEVER = float("inf")
 QUICK_FAILURE = 2.0  # seconds: a failure that took longer is no noise
 PANIC_EVERY = 0.25  # seconds between probes while every target is open
+# Why a target is out of the question: the others decide whether "every target is open".
+UNUSABLE = frozenset(
+    {Cause.EXCLUDED, Cause.UNABLE, Cause.CONTEXT_LENGTH, Cause.TOO_DEAR, Cause.KEY_ASIDE}
+)
 
 
 class Panic:
@@ -107,26 +113,26 @@ class _Walk(AbstractAsyncContextManager[Answer]):
 
     async def __aenter__(self) -> Answer:
         plan = self._exchange.plan
-        chosen = await self._first(plan) if plan else None
+        chosen = await self._chosen(plan) if plan else None
         while chosen is not None:
             candidate, kind = chosen
             attempt = await self._begin(candidate, kind)
             if isinstance(attempt, Skip):
                 self._give_up(attempt)
-                chosen = await self._next(None)
+                chosen = await self._chosen(self._replan())
                 continue
             try:
                 answer = await self._open(candidate, attempt)
                 self._under_way = attempt
                 return answer
             except Failed as failed:
-                attempt.failure = failed.failure
+                failure = attempt.failure = failed.failure
                 self._exchange.trail.append((attempt.target.name, attempt.outcome))
             except BaseException:
                 await self._close(attempt)
                 raise
             await self._close(attempt)
-            chosen = await self._next(candidate)
+            chosen = await self._next(candidate, failure)
         raise self._exhausted()
 
     async def __aexit__(
@@ -136,93 +142,110 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         traceback: TracebackType | None,
     ) -> None:
         if self._under_way is not None:
-            await self._close(self._under_way)
+            await self._close(self._under_way, error)
 
-    async def _close(self, attempt: Attempt) -> None:
-        """The upstream's socket first, then usage, cost, slots and the ledger line."""
+    async def _close(self, attempt: Attempt, error: BaseException | None = None) -> None:
+        """The upstream's socket first, then usage, cost, slots and the ledger line.
+
+        Raises:
+            UpstreamTimedOut: `error` is the deadline's doing: it came while the caller's socket
+                was waited for, so it is held against nobody.
+        """
         if attempt.ended is None:
             attempt.ended = self._steps.clock.monotonic()
         sending, self._sending = self._sending, None
         try:
             if sending is not None:
-                await sending.__aexit__(None, None, None)
+                trace = error.__traceback__ if error is not None else None
+                await sending.__aexit__(type(error) if error is not None else None, error, trace)
+        except Failed as failed:
+            failure = replace(failed.failure, cause=Cause.DEADLINE)
+            if not attempt.finished:
+                attempt.failure = failure
+                self._exchange.trail.append((attempt.target.name, attempt.outcome))
+            raise cut(self._exchange, failure) from None
         finally:
             self._steps.settle.attempt(self._exchange, attempt)
 
     # -- which target ---------------------------------------------------------------------------
 
-    async def _first(self, plan: Plan) -> tuple[Try, str] | None:
-        self._passed_over(plan)
-        if plan.tries:
-            return self._chosen(plan)
-        return await self._wait_for(plan)
+    def _replan(self, forgive: str | None = None) -> Plan:
+        """The plan now, without those that had no room at the last moment."""
+        now = self._steps.clock.monotonic()
+        refused = [skip for skip in self._refused if skip.until is not None and skip.until > now]
+        spent = self._spent
+        if refused:
+            ids = {skip.target.id for skip in refused}
+            spent = replace(spent, tried=spent.tried | ids)
+        plan = self._steps.plan(self._facts, spent, forgive)
+        if refused:
+            plan = replace(plan, skipped=(*plan.skipped, *refused))
+        self._exchange.plan = plan
+        return plan
 
-    async def _next(self, failed: Try | None) -> tuple[Try, str] | None:
-        """What follows a failed attempt, or (None) one that could not be made."""
+    async def _next(self, failed: Try, failure: Failure) -> tuple[Try, str] | None:
+        """What follows a failed attempt."""
         if self._spent.calls >= self._retry().attempts:
             return None
-        if failed is not None:
-            if (again := await self._once_more(failed)) is not None:
-                return again, "retry"
-            if not self._may_go_on(failed):
-                return None
-        plan = self._steps.plan(self._facts, self._spent)
-        self._passed_over(plan)
-        if plan.tries:
-            return self._chosen(plan)
-        return await self._wait_for(plan)
-
-    def _chosen(self, plan: Plan) -> tuple[Try, str]:
-        first = plan.tries[0]
-        return first, "probe" if first.probe else "answer"
+        if (again := await self._once_more(failed, failure)) is not None:
+            return again, "retry"
+        if not self._may_go_on(failed, failure):
+            return None
+        return await self._chosen(self._replan())
 
     def _passed_over(self, plan: Plan) -> None:
-        """Remember each skipped target once, in the order of the chain."""
-        self._exchange.plan = plan
+        """Write down, each once, the targets that are skipped before the one that is asked."""
+        if not plan.skipped:
+            return
         first = plan.tries[0].target.id if plan.tries else None
+        skipped = {skip.target.id: skip for skip in plan.skipped}
         known = {(skip.target.id, skip.cause) for skip in self._exchange.skips}
-        for skip in plan.skipped:
-            if (skip.target.id, skip.cause) in known or skip.target.id in self._calls:
+        for _, target in ordered(plan.chain.steps, self._facts.id):
+            if target.id == first:
+                return
+            skip = skipped.get(target.id)
+            if skip is None or (target.id, skip.cause) in known or target.id in self._calls:
                 continue
             self._exchange.skips.append(skip)
-            if first is None or _stands_before(plan.chain, skip.target, first):
-                self._exchange.trail.append((skip.target.name, skip.cause.value))
+            self._exchange.trail.append((target.name, skip.cause.value))
 
-    async def _once_more(self, failed: Try) -> Try | None:
-        """Noise: the same target, at once, once; or within the caller's patience for a hint."""
-        attempt = self._exchange.attempts[-1]
-        failure = attempt.failure
-        if failure is None:
+    async def _once_more(self, failed: Try, failure: Failure) -> Try | None:
+        """Noise: the same target, at once, once; or within the chain's patience for a hint."""
+        if not self._may_repeat(failed.target, failure):
             return None
-        retry = self._retry()
-        way = WAY_ON[failure.cause]
-        if self._calls[failed.target.id] > retry.same_target:
-            return None
-        quick = (attempt.ended or 0.0) - attempt.started <= QUICK_FAILURE
-        if way.same is Same.NOISE and quick and self._closed(failed.target):
-            pause = random.uniform(0, retry.backoff)  # noqa: S311 - jitter
-        elif way.same is Same.HINT and failure.retry_after and failure.throttles:
-            if failure.retry_after > retry.patience:
-                return None
-            pause = after_hint(failure.retry_after)
-        else:
-            return None
-        if not self._fits(pause) or not self._steps.health.withdraw(failed.target):
+        pause = self._short_pause(failed.target, failure)
+        if pause is None or not self._fits(pause) or not self._steps.health.withdraw(failed.target):
             return None
         await self._steps.clock.sleep(pause)
         return self._fresh(failed)
 
-    def _may_go_on(self, failed: Try) -> bool:
-        """Write down what is used up; False when the cause ends the walk."""
-        failure = self._exchange.attempts[-1].failure
-        if failure is None:
+    def _may_repeat(self, target: Target, failure: Failure) -> bool:
+        if WAY_ON[failure.cause].same is Same.NEVER or not failure.throttles:
             return False
+        return self._calls[target.id] <= self._retry().same_target
+
+    def _short_pause(self, target: Target, failure: Failure) -> float | None:
+        """How long before the same target is asked while others are left; None: they go first."""
+        hint = failure.retry_after
+        if hint is not None:
+            return after_hint(hint) if hint <= self._retry().patience else None
+        attempt = self._exchange.attempts[-1]
+        quick = (attempt.ended or attempt.started) - attempt.started <= QUICK_FAILURE
+        noise = WAY_ON[failure.cause].same is Same.NOISE and self._calls[target.id] == 1
+        standing = self._steps.health.standing(target.id)
+        if not noise or not quick or standing.open_until or standing.half_open:
+            return None
+        return random.uniform(0, self._retry().backoff)  # noqa: S311 - jitter
+
+    def _may_go_on(self, failed: Try, failure: Failure) -> bool:
+        """Write down what is used up; False when the cause ends the walk."""
         way = WAY_ON[failure.cause]
         said = (self._spent.chain or self._facts.chain).on.get(failure.cause)
-        self._use_up(failed, way.fault, failure)
+        self._use_up(failed.target, way.fault)
+        self._remember(failed, failure)
+        if way.next is Next.NEVER:
+            return False
         if isinstance(said, Chain):
-            if self._spent.chain is said:
-                return False
             self._spent = replace(self._spent, chain=said)
             return True
         if said is not None:
@@ -233,110 +256,126 @@ class _Walk(AbstractAsyncContextManager[Answer]):
             return context is not None
         return way.next is Next.YES
 
-    def _use_up(self, failed: Try, fault: Fault, failure: Failure) -> None:
+    def _use_up(self, target: Target, fault: Fault) -> None:
         """This target is done; unless its key was at fault, so are its other keys."""
-        target = failed.target
         gone = {target.id}
         if fault not in {Fault.KEY, Fault.THROTTLE}:
             chain = self._spent.chain or self._facts.chain
             gone |= {other.id for other in chain.targets if other.name == target.name}
         self._spent = replace(self._spent, tried=self._spent.tried | gone)
-        way = WAY_ON[failure.cause]
-        retry = self._retry()
-        if way.same is Same.NEVER or self._calls[target.id] > retry.same_target:
-            return
-        if failure.cause is Cause.RATE_LIMITED and not failure.throttles:
-            return
-        now = self._steps.clock.monotonic()
-        hint = failure.retry_after
-        pause = jitter(retry, self._calls[target.id] - 1) if hint is None else after_hint(hint)
-        self._again.append(_Again(failed, now + pause))
 
-    async def _wait_for(self, plan: Plan) -> tuple[Try, str] | None:
-        """Nobody can be asked now: wait for the soonest if that is worth it."""
+    def _remember(self, failed: Try, failure: Failure) -> None:
+        """When it may be asked once more, should nobody else be left."""
+        target, hint = failed.target, failure.retry_after
+        if not self._may_repeat(target, failure):
+            return
+        done = self._calls[target.id] - 1
+        pause = jitter(self._retry(), done) if hint is None else after_hint(hint)
+        self._again.append(_Again(failed, self._steps.clock.monotonic() + pause))
+
+    async def _chosen(self, plan: Plan) -> tuple[Try, str] | None:
+        """The first of the plan; if nobody can be asked now, whom it is worth waiting for."""
+        self._passed_over(plan)
         while not plan.tries:
             now = self._steps.clock.monotonic()
-            opening = min((s.until for s in plan.skipped if s.until and _opens(s)), default=None)
-            soonest = min(self._again, key=lambda again: again.at, default=None)
-            if soonest is not None and (opening is None or soonest.at <= opening):
-                return await self._repeat(soonest, now)
-            if (panic := self._panic(plan, now)) is not None:
+            opening = min((s.until for s in plan.skipped if s.until and _opens(s)), default=NEVER)
+            again = min(self._again, key=self._rested, default=None)
+            if again is not None and (at := self._rested(again)) <= opening:
+                if (repeated := await self._repeat(again, at - now)) is not None:
+                    return repeated, "retry"
+            elif (panic := self._panic(plan, now)) is not None:
                 return panic, "probe"
-            if opening is None or not self._fits(opening - now):
+            elif not self._fits(opening - now):
                 return None
-            await self._steps.clock.sleep(max(0.001, opening - now))
-            plan = self._steps.plan(self._facts, self._spent)
-            self._exchange.plan = plan
-        return self._chosen(plan)
+            else:
+                await self._steps.clock.sleep(max(0.001, opening - now))
+            plan = self._replan()
+        first = plan.tries[0]
+        return first, "probe" if first.probe else "answer"
 
-    async def _repeat(self, soonest: _Again, now: float) -> tuple[Try, str] | None:
+    def _rested(self, again: _Again) -> float:
+        """The moment from which it may be asked: its own pause and whatever else is against it."""
+        standing = self._steps.health.standing(again.candidate.target.id)
+        against = (standing.open_until, standing.throttled_until, standing.aside_until)
+        return max(again.at, *against)
+
+    async def _repeat(self, again: _Again, pause: float) -> Try | None:
         """The last target that is left, once more."""
-        self._again.remove(soonest)
-        pause = soonest.at - now
-        if not self._fits(pause) or not self._steps.health.withdraw(soonest.candidate.target):
+        self._again.remove(again)
+        if not self._fits(pause) or not self._steps.health.withdraw(again.candidate.target):
             return None
         await self._steps.clock.sleep(max(0.0, pause))
-        again = self._fresh(soonest.candidate)
-        return None if again is None else (again, "retry")
+        return self._fresh(again.candidate)
 
     def _panic(self, plan: Plan, now: float) -> Try | None:
         """Every target open: the soonest may be asked all the same, a few times a second."""
-        if any(skip.cause is not Cause.BREAKER_OPEN for skip in plan.skipped):
+        usable = [skip for skip in plan.skipped if skip.cause not in UNUSABLE]
+        resting = [skip for skip in usable if skip.cause is Cause.BREAKER_OPEN]
+        if not usable or len(resting) < len(usable) or self._calls:
             return None
-        if self._calls or not self._steps.panic.take(now):
+        soonest = min(resting, key=lambda skip: skip.until or 0.0)
+        if self._facts.deadline.left(self._steps.clock) < MIN_ATTEMPT:
             return None
-        soonest = min(plan.skipped, key=lambda skip: skip.until or 0.0)
-        forgiven = self._steps.plan(self._facts, self._spent, forgive=soonest.target.id)
-        return forgiven.tries[0] if forgiven.tries else None
+        if not self._steps.panic.take(now):
+            return None
+        forgiven = self._replan(forgive=soonest.target.id)
+        return replace(forgiven.tries[0], probe=True) if forgiven.tries else None
 
     def _fits(self, pause: float) -> bool:
         left = self._facts.deadline.left(self._steps.clock)
         return pause <= min(self._retry().max_wait, left - MIN_ATTEMPT)
 
     def _fresh(self, before: Try) -> Try | None:
-        """The same try with the time that is left now."""
+        """The same try with the time that is left now; None if its breaker has opened since."""
+        standing = self._steps.health.standing(before.target.id)
         left = self._facts.deadline.left(self._steps.clock)
-        clock = (
-            before.timeouts.first_token if self._facts.request.stream else before.timeouts.answer
-        )
-        seconds = min(clock, left)
-        return replace(before, seconds=seconds, probe=False) if seconds >= MIN_ATTEMPT else None
-
-    def _closed(self, target: Target) -> bool:
-        standing = self._steps.health.standing(target.id)
-        return not standing.open_until and not standing.half_open and not standing.aside_until
+        if standing.open_until or standing.probing or left < MIN_ATTEMPT:
+            return None
+        stream = self._facts.request.stream
+        clock = before.timeouts.first_token if stream else before.timeouts.answer
+        return replace(before, seconds=min(clock, left), probe=standing.half_open)
 
     def _retry(self) -> Retry:
         return self._facts.chain.retry
 
     def _exhausted(self) -> GatewayError:
         plan = self._exchange.plan
-        skipped = [*self._refused, *(plan.skipped if plan else ())]
-        return exhausted(self._exchange, skipped, self._steps.clock.monotonic())
+        return exhausted(
+            self._exchange, plan.skipped if plan else (), self._steps.clock.monotonic()
+        )
 
     # -- one attempt ----------------------------------------------------------------------------
 
     async def _begin(self, candidate: Try, kind: str) -> Attempt | Skip:
-        """Hold the target's accounts; a Skip when it cannot be asked after all."""
-        target = candidate.target
-        if candidate.probe and not self._steps.health.enter(target):
-            return Skip(target, Cause.BREAKER_OPEN, detail="being probed")
+        """Hold the target's accounts, and say in the journal what is about to be sent.
+
+        A Skip when it cannot be asked after all.
+        """
+        steps, target = self._steps, candidate.target
         refusal = await self._hold(target)
+        now = steps.clock.monotonic()
         if refusal is not None:
-            if candidate.probe:
-                self._steps.health.leave(target)
-            until = self._steps.clock.monotonic() + refusal.wait
-            return Skip(target, Cause.NO_HEADROOM, until)
+            return Skip(target, Cause.NO_HEADROOM, now + max(refusal.wait, MIN_REST))
+        if candidate.probe and not steps.health.enter(target):
+            steps.limiter.release(self._reservation, target.accounts)
+            return Skip(target, Cause.BREAKER_OPEN, now + MIN_ATTEMPT, "being probed")
         calls = self._spent.calls + 1
-        attempt = Attempt(f"{self._facts.id}.{calls}", target, self._steps.clock.monotonic())
+        attempt = Attempt(f"{self._facts.id}.{calls}", target, now)
         attempt.kind = kind
         attempt.probe = candidate.probe
         attempt.bound = candidate.bound
         attempt.accounts = target.accounts
+        try:
+            steps.ledger.open(self._opening(attempt))
+        except GatewayError:  # the journal cannot be written: nothing is sent
+            if candidate.probe:
+                steps.health.leave(target)
+            raise
+        attempt.opened = True
         self._exchange.attempts.append(attempt)
         self._spent = replace(self._spent, calls=calls)
         if target.id not in self._calls and not self._facts.hints.client_retry:
-            self._steps.health.deposit(target)
+            steps.health.deposit(target)
         self._calls[target.id] = self._calls.get(target.id, 0) + 1
         return attempt
 
@@ -344,7 +383,6 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         self._refused.append(skip)
         self._exchange.skips.append(skip)
         self._exchange.trail.append((skip.target.name, skip.cause.value))
-        self._spent = replace(self._spent, tried=self._spent.tried | {skip.target.id})
 
     async def _hold(self, target: Target) -> Refusal | None:
         """The target's accounts; past the first step they may take a moment to be free."""
@@ -359,7 +397,9 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         if not demands:
             return None
         refusal = await self._steps.limiter.extend(self._reservation, demands)
-        if refusal is None or refusal.wait > MIN_ATTEMPT or not self._fits(refusal.wait):
+        if refusal is None or not (self._calls or self._refused):
+            return refusal
+        if refusal.wait > MIN_ATTEMPT or not self._fits(refusal.wait):
             return refusal
         await self._steps.clock.sleep(refusal.wait)
         return await self._steps.limiter.extend(self._reservation, demands)
@@ -369,17 +409,15 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         steps, request = self._steps, self._facts.request
         adapter = steps.adapters[attempt.target.id]
         upstream = adapter.request(request, attempt.id)
-        steps.ledger.open(self._opening(candidate, attempt))
-        attempt.opened = True
-        self._sending = steps.transport.send(
+        sending = steps.transport.send(
             upstream, candidate.timeouts, candidate.seconds, self._facts.deadline
         )
-        reply = await self._sending.__aenter__()
+        reply = await sending.__aenter__()
+        self._sending = sending  # only what was entered has to be left
         attempt.status = reply.status
         self._exchange.dropped = upstream.dropped
         if not 200 <= reply.status < 300:
-            body = await reply.read(MAX_ERROR)
-            raise Failed(adapter.failure(reply.status, reply.headers, body))
+            raise Failed(adapter.failure(reply.status, reply.headers, await _error_body(reply)))
         if not request.stream:
             event = adapter.completion(request, await reply.read(MAX_ANSWER))
             return await self._whole(attempt, event)
@@ -400,8 +438,8 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         await self._close(attempt)
         if self._facts.hints.trace:
             told = trace(self._exchange, self._steps.snapshot, self._steps.clock)
-            members = json.split(event.wire) | {"gateway": json.raw(told)}
-            event = event._replace(wire=json.join(members))
+            wire = json.join(json.split(event.wire) | {"gateway": json.raw(told)})
+            event = event._replace(wire=wire)
         return Whole(event)
 
     def _filtered(self, event: StreamEvent) -> Failure | None:
@@ -413,7 +451,7 @@ class _Walk(AbstractAsyncContextManager[Answer]):
             return None
         return Failure(Cause.CONTENT_POLICY, "its filter stopped the answer", status=200)
 
-    def _opening(self, candidate: Try, attempt: Attempt) -> Opening:
+    def _opening(self, attempt: Attempt) -> Opening:
         facts, target = self._facts, attempt.target
         now = self._steps.clock.now()
         price = in_force(target.prices, now)
@@ -435,18 +473,16 @@ class _Walk(AbstractAsyncContextManager[Answer]):
             input_price=price.input if price else 0,
             output_price=price.output if price else 0,
             request_price=price.request if price else 0,
-            bound=candidate.bound.nano_usd,
+            bound=attempt.bound.nano_usd,
         )
 
 
-def _stands_before(chain: Chain, target: Target, first: str) -> bool:
-    """Whether a skipped target would have been asked before the one that is."""
-    for candidate in chain.targets:
-        if candidate.id == first:
-            return False
-        if candidate.id == target.id:
-            return True
-    return False
+async def _error_body(reply: UpstreamReply) -> bytes:
+    """What an error status came with; the status alone says enough if that cannot be read."""
+    try:
+        return await reply.read(MAX_ERROR)
+    except Failed:
+        return b""
 
 
 def _opens(skip: Skip) -> bool:

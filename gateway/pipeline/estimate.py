@@ -36,6 +36,7 @@ class Outputs:
             if len(self._recent) > PAIRS:
                 oldest, _ = self._recent.popitem(last=False)
                 self._p90.pop(oldest, None)
+        self._recent.move_to_end(pair)
         recent.append(tokens)
         in_order = sorted(recent)
         self._p90[pair] = in_order[min(len(in_order) - 1, int(0.9 * len(in_order)))]

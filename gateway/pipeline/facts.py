@@ -32,6 +32,10 @@ def gather(call: Call, principal: Principal, request: Request, snapshot: Snapsho
                 f"x-gateway-target: there is no target '{hints.target}'.", param="x-gateway-target"
             )
         chain = direct
+    if unknown := hints.skip - {target.name for target in snapshot.targets.values()}:
+        raise InvalidRequest(
+            f"x-gateway-skip: there is no target '{min(unknown)}'.", param="x-gateway-skip"
+        )
     deadline = chain.deadline if hints.deadline is None else min(chain.deadline, hints.deadline)
     return Facts(
         id=call.id,

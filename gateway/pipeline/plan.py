@@ -220,12 +220,10 @@ def _timeouts(facts: Facts, timeouts: Timeouts, target: Target) -> Timeouts:
 def _quick(facts: Facts, target: Target) -> bool:
     """Whether the effort that this target will be asked for needs no long silence."""
     name, params = "reasoning_effort", target.params
-    if name in params.set:
-        effort = params.set[name]
-    elif name in params.drop:
+    if name in params.drop:
         return False
-    else:
-        effort = facts.request.members.get(name) or params.default.get(name)
+    efforts = (params.set.get(name), facts.request.members.get(name), params.default.get(name))
+    effort = next((said for said in efforts if said is not None), None)
     return effort is not None and bytes(effort) in QUICK_EFFORTS
 
 

@@ -12,7 +12,7 @@ from gateway.pipeline.attempt import Attempts
 from gateway.pipeline.authenticate import Authenticate
 from gateway.pipeline.facts import gather
 from gateway.pipeline.plan import Planner
-from gateway.pipeline.settle import Settle
+from gateway.pipeline.settle import INTERNAL, Settle
 from gateway.pipeline.tell import answer_headers, early_headers, note, tell
 
 
@@ -58,5 +58,9 @@ class Road:
                 exchange.finished = True
         except GatewayError as error:
             raise tell(error, exchange, self.snapshot, self.clock) from None
+        except Exception:  # a mistake of ours; a caller who leaves is a CancelledError
+            exchange.status = INTERNAL
+            raise
         finally:
             self.settle(exchange)
+            self.admit.over(exchange)

@@ -4,7 +4,7 @@ Plain functions called in `finally`: they cannot be cancelled, and a second call
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway.clock import Clock
 from gateway.core.attempt import Attempt, Exchange, Line
@@ -15,6 +15,7 @@ from gateway.core.usage import NOTHING, UNKNOWN, Cost, Usage, in_force
 from gateway.pipeline.estimate import Outputs, tokens_of
 
 CLIENT_CLOSED = 499  # nginx's number for a caller that left; it never reaches anybody
+INTERNAL = 500  # a mistake of ours
 
 # The upstream took the prompt and may have worked on it: it is booked though nothing came back.
 PROMPT_TAKEN = frozenset(
@@ -41,7 +42,7 @@ class Settle:
             self.attempt(exchange, attempt)
         if exchange.error is not None:
             exchange.status = exchange.error.status
-        elif not exchange.finished:
+        elif not exchange.finished and exchange.status != INTERNAL:
             exchange.status = CLIENT_CLOSED
         self._give_back(exchange)
         self.heard(RequestEnded(exchange, self.clock.now()))
@@ -68,17 +69,20 @@ class Settle:
 
     def _usage(self, exchange: Exchange, attempt: Attempt) -> Usage:
         """The provider's own figures, or an honest estimate of what it did for us."""
-        if attempt.usage is not None:
-            return attempt.usage
-        failure = attempt.failure
-        worked = attempt.first_content is not None or (
-            attempt.opened and failure is None and attempt.status in {None, 200}
-        )
+        told, failure = attempt.usage, attempt.failure
+        seen = tokens_of(attempt.delivered)
+        if told is not None and told.total > 0:
+            over = attempt.finished or exchange.finish_reason is not None
+            if over or told.output >= seen:
+                return told
+            return replace(told, output=seen, estimated=True)  # told before the answer was cut
+        answering = attempt.status is None or 200 <= attempt.status < 300
+        worked = attempt.first_content is not None or (failure is None and answering)
         if failure is not None and failure.cause in PROMPT_TAKEN:
             worked = True
         if not worked or exchange.facts is None:
-            return Usage()
-        output = max(tokens_of(attempt.delivered), 1 if attempt.first_content is not None else 0)
+            return told or Usage()
+        output = max(seen, 1 if attempt.first_content is not None else 0)
         return Usage(input=exchange.facts.request.prompt, output=output, estimated=True)
 
     def _give_back(self, exchange: Exchange) -> None:

@@ -5,6 +5,7 @@ and 8.
 """
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,9 +23,14 @@ from gateway.errors import (
     UpstreamFailed,
     UpstreamTimedOut,
 )
+from gateway.pipeline.plan import MIN_ATTEMPT
 from gateway.wire import json
 
-TIMED_OUT = frozenset({Cause.TIMEOUT, Cause.FIRST_TOKEN, Cause.STALLED})
+TIMED_OUT = frozenset({Cause.TIMEOUT, Cause.FIRST_TOKEN, Cause.STALLED, Cause.DEADLINE})
+IMPOSSIBLE = frozenset({Cause.CONTEXT_LENGTH, Cause.UNABLE, Cause.EXCLUDED, Cause.TOO_DEAR})
+FULL = frozenset({Cause.RATE_LIMITED, Cause.THROTTLED, Cause.NO_HEADROOM})
+RESTING = frozenset({Cause.BREAKER_OPEN, Cause.KEY_ASIDE, Cause.OVERLOADED})
+RETRY_SPREAD = 0.25  # of a Retry-After, so that callers do not come back together
 RELAYED = frozenset({Cause.BAD_REQUEST, Cause.CONTEXT_LENGTH, Cause.CONTENT_POLICY, Cause.UNABLE})
 SHOWN_MESSAGE = 2048  # characters of an upstream's own message
 
@@ -74,6 +80,8 @@ def tell(error: GatewayError, exchange: Exchange, snapshot: Snapshot, clock: Clo
     """The error with everything the road knows of it: attempts, headers, the trace if wanted."""
     exchange.error = error
     error.request_id = exchange.id
+    if error.retryable and error.retry_after is not None:
+        error.retry_after *= random.uniform(1, 1 + RETRY_SPREAD)  # noqa: S311 - spreads load
     error.attempts = [_told(attempt) for attempt in exchange.attempts]
     exchange.ended = clock.monotonic()
     error.told = answer_headers(exchange, snapshot, clock)
@@ -100,18 +108,18 @@ def exhausted(exchange: Exchange, skipped: Sequence[Skip], now: float) -> Gatewa
     causes = {failure.cause for failure in failures} | {skip.cause for skip in skipped}
     if (relayed := _relayed(failures)) is not None:
         return relayed
-    message = _message(exchange, skipped, now)
-    if causes and causes <= {Cause.CONTEXT_LENGTH, Cause.UNABLE, Cause.EXCLUDED, Cause.TOO_DEAR}:
+    if causes and causes <= IMPOSSIBLE:
         return _impossible(exchange, skipped, causes)
+    message = _message(exchange, skipped, now)
     soonest = _soonest(exchange, skipped, now)
-    if causes & {Cause.RATE_LIMITED, Cause.THROTTLED, Cause.NO_HEADROOM}:
+    if causes & FULL:
         return RateLimited(message, code="chain_exhausted", retry_after=soonest, scope="target")
     deadline = exchange.facts.deadline.at if exchange.facts else now
-    if causes & TIMED_OUT or now >= deadline:
-        code = "deadline_exceeded" if now >= deadline or not failures else _code(failures)
+    late = now > deadline - MIN_ATTEMPT
+    if causes & TIMED_OUT or late:
+        code = "deadline_exceeded" if late or not failures else _code(failures)
         return UpstreamTimedOut(message, code=code)
-    resting = {Cause.BREAKER_OPEN, Cause.KEY_ASIDE, Cause.OVERLOADED}
-    if causes and causes <= resting:
+    if causes - IMPOSSIBLE <= RESTING:
         return Overloaded(message, code="no_healthy_target", retry_after=soonest)
     return UpstreamFailed(message, code=_code(failures))
 
@@ -121,10 +129,11 @@ def cut(exchange: Exchange, failure: Failure) -> GatewayError:
     served = exchange.served_by
     name = served.target.name if served else "the target"
     message = f"The answer of {name} broke off: {failure.message}. It is not complete."
-    error = UpstreamFailed(message, code=failure.cause.value)
+    if failure.cause is Cause.DEADLINE:
+        return UpstreamTimedOut(message)
     if failure.cause in TIMED_OUT:
-        error = UpstreamTimedOut(message, code=failure.cause.value)
-    return error
+        return UpstreamTimedOut(message, code=failure.cause.value)
+    return UpstreamFailed(message, code=failure.cause.value)
 
 
 def _relayed(failures: Sequence[Failure]) -> GatewayError | None:
@@ -136,7 +145,7 @@ def _relayed(failures: Sequence[Failure]) -> GatewayError | None:
 
 
 def _as_told(failure: Failure) -> GatewayError:
-    told = _upstream_error(failure.body)
+    told = {} if failure.cause is Cause.UNABLE else _upstream_error(failure.body)
     codes = {
         Cause.CONTEXT_LENGTH: "context_length_exceeded",
         Cause.CONTENT_POLICY: "content_filter",
@@ -150,8 +159,8 @@ def _as_told(failure: Failure) -> GatewayError:
         code=codes.get(failure.cause) or (code if isinstance(code, str) and code else None),
         param=param if isinstance(param, str) else failure.feature,
     )
-    if failure.cause is Cause.BAD_REQUEST and failure.status is not None:
-        error.status = failure.status
+    if failure.cause is Cause.BAD_REQUEST and 400 <= (failure.status or 0) < 500:
+        error.status = failure.status or error.status
     return error
 
 

@@ -13,6 +13,7 @@ from typing import Protocol, cast
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
+from aiohttp.http_writer import HttpVersion10, HttpVersion11
 from aiohttp.streams import StreamReader
 from aiohttp.tcp_helpers import tcp_keepalive
 
@@ -273,6 +274,10 @@ class Connection(BaseProtocol):
             return False
         self._consumed()
         message, payload = item
+        if message.version is not HttpVersion11 and message.version != HttpVersion10:
+            self._port.refuse(self, InvalidRequest("HTTP/1.1 is spoken here, and HTTP/1.0."))
+            self._hang_up()
+            return False
         self.busy = True
         keep = await self._port.answer(self, message, payload)
         self.busy = False

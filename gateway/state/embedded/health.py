@@ -311,7 +311,7 @@ class LocalHealth:
         seat.aside.told = False
         if seat.state == "closed":
             seat.ring.add(self._now(), seat.policy.window, ok=True)
-        elif seat.state == "half-open" and attempt.probe:
+        elif seat.forced is None and (attempt.probe or attempt.started > seat.opened_at):
             self._close(seat, f"probe ok, {self._took(attempt)} ms")
 
     def _failed(self, seat: _Seat, attempt: Attempt, failure: Failure) -> None:
@@ -412,6 +412,7 @@ class LocalHealth:
         policy = seat.policy
         longest = min(policy.max_cooldown, policy.cooldown * 2**seat.trips)
         seat.trips = min(seat.trips + 1, MOST_TRIPS)
+        seat.opened_at = now
         seat.open_until = now + self._rng.uniform(0.75, 1.0) * longest
         seat.probed_at = None
         seat.ring.clear()

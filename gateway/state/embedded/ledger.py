@@ -188,6 +188,9 @@ def recover(db: sqlite3.Connection, folder: Path) -> int:
         if harden(db):
             orphan.remove()
             _forget(db, orphan.worker)
+    for (worker,) in db.execute("SELECT worker FROM cursor WHERE closed").fetchall():
+        if not any(folder.glob(f"journal-{worker}-*")):  # killed before the last step
+            _forget(db, worker)
     return lost
 
 

@@ -49,8 +49,8 @@ CASES = {
         "chains:\n  c: {try: [s/a, s/b], deadline: 15s}\n",
         [
             (
-                "f:3:34  warning  chains.c.deadline — 15s is less than the first_token of its targets "
-                "together (20s): the last may not be asked"
+                "f:3:34  warning  chains.c.deadline — 15s is less than the first_token of its "
+                "targets together (20s): the last may not be asked"
             )
         ],
     ),

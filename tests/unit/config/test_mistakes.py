@@ -180,7 +180,10 @@ CASES = {
     "name": (
         HEAD + "chains: {Big: [sim/m]}\n",
         [
-            "f:4:10 chains.Big — a name has a-z, 0-9, dot, dash or underscore and at most 64 characters"
+            (
+                "f:4:10 chains.Big — a name has a-z, 0-9, dot, dash or underscore "
+                "and at most 64 characters"
+            )
         ],
     ),
     "reserved": (
@@ -493,3 +496,25 @@ def test_more_than_a_mebibyte_is_not_read() -> None:
 
 def test_there_are_enough_wrong_files() -> None:
     assert len(CASES) >= 50
+
+
+def test_chains_cannot_multiply_without_end() -> None:
+    doubled = [f"  c{n}: [c{n + 1}, c{n + 1}]" for n in range(40)]
+    text = HEAD + "chains:\n" + "\n".join(doubled) + "\n  c40: [sim/m]\n"
+    found = said(text)
+    assert found[-1] == (
+        "f:37:3 chains.c32 — more than 200 targets, those of the chains in it included"
+    )
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_chains_cannot_lead_on_without_end(order: int) -> None:
+    nested = [f"  c{n}: [c{n + 1}]" for n in range(3000)][::order]
+    text = HEAD + "chains:\n" + "\n".join(nested) + "\n  c3000: [sim/m]\n"
+    found = said(text)
+    assert found
+    assert found[0].endswith("more than 64 chains lead from one to the next")
+
+
+def test_a_great_many_mistakes_are_told_up_to_a_bound() -> None:
+    assert len(said(BASE + "\n".join(f"x{n}: 1" for n in range(2000)))) == 500

@@ -1,0 +1,154 @@
+"""`gateway keys`: made, listed, rotated, revoked; secrets on stdout, once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.cli.exits import CONFLICT, NOT_FOUND, UNAVAILABLE, USAGE
+from gateway.clock import SystemClock
+from gateway.core.keys import read_key
+from gateway.state.embedded.keys import KeyStore, StoredKey
+from tests.unit.cli.conftest import Run
+
+pytestmark = pytest.mark.usefixtures("config")
+
+
+def stored(tmp_path: Path) -> dict[str, StoredKey]:
+    return {key.name: key for key in KeyStore(tmp_path / "state", SystemClock()).list()}
+
+
+def listed(run: Run) -> list[dict[str, Any]]:
+    keys = json.loads(run("keys", "list", "--json").stdout)["keys"]
+    assert isinstance(keys, list)
+    return keys
+
+
+def test_a_key_is_made_and_its_secret_is_alone_on_stdout(run: Run, tmp_path: Path) -> None:
+    done = run(
+        *(
+            "keys",
+            "create",
+            "bob",
+            "--tier",
+            "free",
+            "--team",
+            "search",
+            "--chains",
+            "smart, cheap",
+        ),
+        *("--rpm", "5", "--tpm", "1000", "--concurrency", "2", "--expires", "30d"),
+        *("--role", "agent"),
+    )
+    assert done.exit_code == 0
+    secret = done.stdout.strip()
+    assert secret not in done.stderr
+    assert "wants a key" in done.stderr
+    bob = stored(tmp_path)["bob"]
+    assert read_key(secret).digest == bob.digest
+    assert (bob.tier, bob.team, bob.chains, bob.role) == (
+        "free",
+        "search",
+        ("smart", "cheap"),
+        "agent",
+    )
+    assert bob.limits == (("rpm", 5, None), ("tpm", 1000, None), ("concurrency", 2, None))
+    assert bob.expires is not None
+    assert 29.9 * 86_400 < bob.expires - SystemClock().now() < 30.1 * 86_400
+
+
+def test_a_day_ends_at_its_end(run: Run, tmp_path: Path) -> None:
+    run("keys", "create", "bob", "--expires", "2999-12-31")
+    assert stored(tmp_path)["bob"].expires == 32_503_680_000.0  # 3000-01-01
+
+
+def test_the_list_holds_no_secret(run: Run, config: Path) -> None:
+    secret = run("keys", "create", "bob", "--rpm", "5").stdout.strip()
+    digest = "0" * 64
+    config.write_text(
+        config.read_text() + f'keys: [{{name: app, team: search, hash: "sha256:{digest}"}}]\n'
+    )
+    done = run("keys", "list")
+    assert done.exit_code == 0
+    assert secret not in done.stdout
+    assert digest not in done.stdout
+    assert "rpm=5" in done.stdout
+    app, bob = listed(run)
+    assert (app["name"], app["from"], app["team"]) == ("app", "file", "search")
+    assert (bob["name"], bob["from"], bob["state"]) == ("bob", "store", "active")
+
+
+def test_an_empty_list(run: Run) -> None:
+    done = run("keys", "list")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert listed(run) == []
+
+
+def test_rotation_keeps_the_old_secret_for_a_while(run: Run) -> None:
+    old = run("keys", "create", "bob").stdout
+    told = json.loads(run("keys", "rotate", "bob", "--overlap", "2h", "--json").stdout)
+    assert told["secret"] != old.strip()
+    assert told["secret"].startswith(f"gk_{told['id']}_")
+    (bob,) = listed(run)
+    assert 7100 < bob["previous_until"] - SystemClock().now() < 7300
+
+
+def test_revoking_asks_and_off_a_terminal_refuses(run: Run, tmp_path: Path) -> None:
+    run("keys", "create", "bob")
+    done = run("keys", "revoke", "bob")
+    assert done.exit_code == USAGE
+    assert "--yes" in done.stderr
+    assert run("keys", "revoke", "bob", "--yes").exit_code == 0
+    assert stored(tmp_path)["bob"].revoked is not None
+    assert run("keys", "revoke", "bob", "--yes").exit_code == NOT_FOUND
+    assert listed(run)[0]["state"] == "revoked"
+
+
+def test_whoever_says_no_revokes_nothing(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("keys", "create", "bob")
+    monkeypatch.setattr("gateway.cli.say.interactive", lambda: True)
+    assert run("keys", "revoke", "bob", input="n\n").exit_code == 130
+    assert stored(tmp_path)["bob"].revoked is None
+    assert run("keys", "revoke", "bob", input="y\n").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "said"),
+    [
+        (["create", "Bob Smith"], USAGE, "no name for a key"),
+        (["create", "bob", "--tier", "fre"], USAGE, "did you mean free?"),
+        (["create", "bob", "--team", "x"], USAGE, "no team"),
+        (["create", "bob", "--chains", "smart,dumb"], USAGE, "no chain 'dumb'"),
+        (["create", "bob", "--rpm", "0"], USAGE, "rpm"),
+        (["create", "bob", "--expires", "soon"], USAGE, "neither a span"),
+        (["create", "bob", "--expires", "2001-01-01"], USAGE, "over"),
+        (["create", "bob", "--role", "king"], USAGE, "king"),
+        (["create", "there"], CONFLICT, "gateway keys rotate there"),
+        (["rotate", "ther"], NOT_FOUND, "Did you mean there?"),
+        (["rotate", "there", "--overlap", "a while"], USAGE, "no span"),
+        (["revoke", "nobody", "--yes"], NOT_FOUND, "gateway keys list"),
+        (["frobnicate"], USAGE, "frobnicate"),
+        (["list", "-c", "other.yaml"], NOT_FOUND, "gateway init"),
+    ],
+)
+def test_wrong_input(run: Run, args: list[str], code: int, said: str) -> None:
+    assert run("keys", "create", "there").exit_code == 0
+    done = run("keys", *args)
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert said in done.stderr
+
+
+def test_a_key_of_the_file_is_the_files(run: Run, config: Path) -> None:
+    config.write_text(config.read_text() + f'keys: [{{name: app, hash: "sha256:{"0" * 64}"}}]\n')
+    for args in (["create", "app"], ["rotate", "app"], ["revoke", "app", "--yes"]):
+        assert run("keys", *args).exit_code == CONFLICT
+
+
+def test_a_state_directory_that_cannot_be(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("a file stands in the way")
+    done = run("keys", "create", "bob")
+    assert done.exit_code == UNAVAILABLE
+    assert "gateway doctor" in done.stderr

@@ -1,0 +1,281 @@
+"""One worker's journal: what it promises, and what is made of it afterwards."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gateway.core.events import Event, StateTrouble
+from gateway.core.usage import Usage
+from gateway.errors import Overloaded
+from gateway.state import journal as module
+from gateway.state.journal import Fold, Journal, Reader, estimate, orphans, sync
+from tests.unit.state.make import line, opening
+
+Later = list[Callable[[], object]]
+
+
+@pytest.fixture
+def later() -> Later:
+    """What the loop would do at the end of this turn."""
+    return []
+
+
+def made(folder: Path, later: Later | None = None, *, roll: int = 1 << 20) -> Journal:
+    return Journal(folder, "w1", later=None if later is None else later.append, roll=roll)
+
+
+def records(path: Path) -> list[module.Record]:
+    reader = Reader(path)
+    found = reader.read(path.stat().st_size)
+    reader.close()
+    return found
+
+
+def only(folder: Path) -> Path:
+    (path,) = folder.glob("journal-*.jsonl")
+    return path
+
+
+def test_an_opening_is_with_the_operating_system_when_open_returns(
+    tmp_path: Path, later: Later
+) -> None:
+    journal = made(tmp_path, later)
+    journal.open(opening())
+    (record,) = records(only(tmp_path))
+    assert isinstance(record, module.Opened)
+    assert record.opening == opening()
+    journal.drop()
+
+
+def test_an_ending_is_written_once_a_turn_or_with_the_next_opening(
+    tmp_path: Path, later: Later
+) -> None:
+    journal = made(tmp_path, later)
+    for id in ("a.1", "b.1", "c.1"):
+        journal.open(opening(id))
+    journal.close(line("a.1"))
+    journal.close(line("b.1"))
+    assert len(later) == 1
+    assert len(records(only(tmp_path))) == 3
+    later.pop()()
+    assert len(records(only(tmp_path))) == 5
+    journal.close(line("c.1"))
+    journal.open(opening("d.1"))
+    assert len(records(only(tmp_path))) == 7
+    journal.drop()
+
+
+def test_files_are_for_their_owner_only(tmp_path: Path) -> None:
+    journal = made(tmp_path)
+    assert only(tmp_path).stat().st_mode & 0o777 == 0o600
+    journal.drop()
+
+
+def test_what_was_written_is_what_is_read(tmp_path: Path) -> None:
+    journal = made(tmp_path)
+    journal.open(opening(team=None, user="Zoë", tags=""))
+    journal.checkpoint("req_1.1", 256)
+    last = line(usage=Usage(1, 2, 3, 4, 5, 6, 7, 8, estimated=True), nano_usd=None, status=None)
+    journal.close(last)
+    (final,) = Fold().feed(records(only(tmp_path)))
+    assert final.opening == opening(team=None, user="Zoë", tags="")
+    assert final.line == last
+    assert final.seq == 3
+    journal.drop()
+
+
+def test_the_first_ending_counts_and_a_stranger_has_none(tmp_path: Path) -> None:
+    journal = made(tmp_path)
+    journal.open(opening())
+    journal.close(line(outcome="ok"))
+    journal.close(line(outcome="stalled"))
+    journal.close(line("never.1"))
+    journal.checkpoint("never.1", 4)
+    finals = list(Fold().feed([*records(only(tmp_path)), *records(only(tmp_path))]))
+    assert [final.line.outcome for final in finals][:1] == ["ok"]
+    assert len(records(only(tmp_path))) == 2
+    journal.drop()
+
+
+def test_text_no_json_can_hold_does_not_stop_a_request(tmp_path: Path) -> None:
+    journal = made(tmp_path)
+    journal.open(opening(user="\ud800", prompt=2**70))
+    (record,) = records(only(tmp_path))
+    assert isinstance(record, module.Opened)
+    assert record.opening.user == "?"
+    assert record.opening.prompt == 2**53
+    journal.drop()
+
+
+class Disk:
+    """A disk that takes `left` more bytes."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self._write = os.write
+
+    def write(self, fd: int, data: bytes) -> int:
+        if self.left <= 0:
+            raise OSError(errno.ENOSPC, "no space left")
+        part = data[: self.left]
+        self.left -= len(part)
+        return self._write(fd, part)
+
+
+def test_a_full_disk_refuses_the_request_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[Event] = []
+    journal = Journal(tmp_path, "w1", heard=heard.append)
+    journal.open(opening("a.1"))
+    disk = Disk(100)  # half a line
+    monkeypatch.setattr(module.os, "write", disk.write)
+    with pytest.raises(Overloaded) as refusal:
+        journal.open(opening("b.1"))
+    assert refusal.value.code == "store_unavailable"
+    assert heard == [StateTrouble("journal", "open", "ENOSPC")]
+    assert len(records(only(tmp_path))) == 1
+    assert only(tmp_path).read_bytes().endswith(b"\n")  # the half was cut off
+    assert len(journal) == 1
+    journal.drop()
+
+
+def test_on_a_full_disk_an_ending_is_kept_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = made(tmp_path)
+    journal.open(opening())
+    disk = Disk(0)
+    monkeypatch.setattr(module.os, "write", disk.write)
+    journal.close(line())  # does not raise
+    assert not journal.flush()
+    assert len(records(only(tmp_path))) == 1
+    for tokens in range(100):
+        journal.checkpoint("req_1.1", tokens)  # nothing piles up
+    disk.left = 1 << 20
+    assert journal.flush()
+    assert [r.seq for r in records(only(tmp_path))] == [1, 2]
+    journal.drop()
+
+
+def test_half_a_line_that_cannot_be_cut_off_spoils_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = made(tmp_path)
+    journal.open(opening("a.1"))
+    disk = Disk(100)
+
+    def refuse(fd: int, size: int) -> None:
+        raise OSError(errno.EIO, "i/o error")
+
+    monkeypatch.setattr(module.os, "write", disk.write)
+    monkeypatch.setattr(module.os, "ftruncate", refuse)
+    with pytest.raises(Overloaded):
+        journal.open(opening("b.1"))
+    disk.left = 1 << 20
+    journal.close(line("a.1"))
+    (final,) = Fold().feed(records(only(tmp_path)))
+    assert final.opening.attempt_id == "a.1"
+    assert journal.parts()[-1].size == only(tmp_path).stat().st_size
+    journal.drop()
+
+
+def test_a_full_segment_is_followed_by_one_that_begins_with_what_is_open(tmp_path: Path) -> None:
+    journal = made(tmp_path, roll=1_000)
+    for number in range(5):
+        journal.open(opening(f"{number}.1"))
+    journal.checkpoint("4.1", 77)
+    for number in range(3):
+        journal.close(line(f"{number}.1"))
+    journal.turn()
+    journal.turn()  # the old one is still there: not yet another
+    old, new = journal.parts()
+    assert old.done
+    assert not new.done
+    assert [r.seq for r in records(new.path)] == [10, 11, 12]
+    journal.remove(old)
+    assert not old.path.exists()
+    fold = Fold()
+    assert not list(fold.feed(records(new.path)))
+    assert [(f.opening.attempt_id, f.line.usage.output) for f in fold.lost()] == [
+        ("3.1", 0),
+        ("4.1", 77),
+    ]
+    journal.drop()
+
+
+def test_only_the_journal_of_a_worker_that_is_gone_is_an_orphan(tmp_path: Path) -> None:
+    journal = made(tmp_path)
+    journal.open(opening())
+    assert not list(orphans(tmp_path))
+    journal.drop()
+    (worker,) = [(orphan.worker, len(list(orphan.records()))) for orphan in orphans(tmp_path)]
+    assert worker == ("w1", 1)
+
+
+def test_two_heirs_do_not_bury_the_same_worker(tmp_path: Path) -> None:
+    made(tmp_path).drop()
+    for orphan in orphans(tmp_path):
+        assert not list(orphans(tmp_path))
+        orphan.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_that_leaves_with_everything_settled_leaves_no_file(tmp_path: Path) -> None:
+    journal = made(tmp_path)
+    journal.open(opening())
+    journal.close(line())
+    assert journal.leave()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_worker_that_leaves_with_an_open_attempt_leaves_its_evidence(tmp_path: Path) -> None:
+    journal = made(tmp_path)
+    journal.open(opening())
+    assert not journal.leave()
+    assert len(records(only(tmp_path))) == 1
+
+
+def test_only_what_is_new_is_synced(tmp_path: Path) -> None:
+    journal = made(tmp_path)
+    journal.open(opening())
+    fds = journal.unsynced()
+    assert len(fds) == 2  # the file and, once, its folder's entry
+    sync(fds)
+    assert not journal.unsynced()
+    journal.close(line())
+    fds = journal.unsynced()
+    assert len(fds) == 1
+    sync(fds)
+    journal.drop()
+
+
+def test_a_reader_waits_for_the_rest_of_a_line(tmp_path: Path) -> None:
+    journal = made(tmp_path)
+    journal.open(opening("a.1"))
+    journal.open(opening("b.1"))
+    path = only(tmp_path)
+    size = path.stat().st_size
+    for cut in range(size):
+        reader = Reader(path)
+        found = [*reader.read(cut), *reader.read(size)]
+        assert [r.seq for r in found] == [1, 2]
+        reader.close()
+    journal.drop()
+
+
+def test_a_lost_attempt_costs_its_prompt_and_what_was_seen() -> None:
+    told = estimate(opening(prompt=1_000), 500)
+    assert told.nano_usd == (1_000 * 250_000_000 + 500 * 2_000_000_000) // 1_000_000 + 7
+    assert (told.outcome, told.flags) == ("worker_lost", "estimated")
+    assert told.usage == Usage(input=1_000, output=500, estimated=True)
+    assert estimate(opening(prompt=1, input_price=1), 0).nano_usd == 1 + 7  # rounded up
+
+
+def test_a_lost_attempt_without_a_price_is_unknown_never_free() -> None:
+    told = estimate(opening(price_id=None), 10)
+    assert told.nano_usd is None
+    assert told.flags == "estimated,cost_unknown"
