@@ -22,6 +22,7 @@ Cut = Literal["fin", "rst", "event", "chunk"]
 End = Literal["", "fin", "rst", "stale"]
 
 TOGETHER = 64  # tokens in a step when there is no gap between them
+COUNT_LIMIT = 64 << 20
 LAST_CHUNK = b"0\r\n\r\n"
 DONE = b"data: [DONE]\n\n"
 JSON_TYPE = ("content-type", "application/json")
@@ -44,6 +45,19 @@ class Fault:
     seconds: float | None = None
     every: float | None = None
     how: str = ""
+
+    def __post_init__(self) -> None:
+        """ValueError: a number nothing can be done with."""
+        if not 200 <= self.status <= 599:
+            raise ValueError("status is 200 to 599")
+        if (self.after or 0) < 0 or (self.seconds or 0) < 0:
+            raise ValueError("tokens and seconds are at least 0")
+        if not 0 <= self.count <= COUNT_LIMIT:
+            raise ValueError(f"count, size and extra are 0 to {COUNT_LIMIT}")
+        if self.every is not None and self.every < 0.001:
+            raise ValueError("comments come at most every 0.001 s")
+        if any("\n" in name + value or "\r" in name + value for name, value in self.headers):
+            raise ValueError("a header is one line")
 
 
 # ------------------------------------------------------------------ a whole reply instead of ours
@@ -377,9 +391,9 @@ def of(kind: str, options: Mapping[str, Any]) -> Fault:
         inspect.signature(make).bind(**options)
         for name, value in options.items():
             given[name] = json.decode(json.dumps(value), hints[name])
-    except (TypeError, json.JSONError) as error:
+        return make(**given)
+    except (TypeError, ValueError) as error:
         raise UnknownFault(f"{kind}{inspect.signature(make)}: {error}") from None
-    return make(**given)
 
 
 # ------------------------------------------------------------------------- a well answer, in steps
@@ -540,9 +554,9 @@ def _hang_up(fault: Fault, answer: Answer) -> Iterator[Step]:
 
 
 def _drip(fault: Fault, answer: Answer) -> Iterator[Step]:
-    pause = fault.seconds or 0.0
+    pause, size = fault.seconds or 0.0, max(1, fault.count)
     for step in _well(answer):
-        pieces = [step.data[at : at + fault.count] for at in range(0, len(step.data), fault.count)]
+        pieces = [step.data[at : at + size] for at in range(0, len(step.data), size)]
         for piece in pieces[:-1]:
             yield Step(piece, pause)
         yield replace(step, data=pieces[-1], wait=step.wait + pause)

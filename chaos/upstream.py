@@ -131,7 +131,7 @@ def _sample_of_type(schema: dict[str, Any], dice: random.Random, root: Any, dept
             wanted = schema.get("required", members) if depth > 4 else members
             return {name: sample(members.get(name), dice, root, depth + 1) for name in wanted}
         case "array":
-            count = max(int(schema.get("minItems", 0)), 0 if depth > 4 else 1)
+            count = min(max(int(schema.get("minItems", 0)), 0 if depth > 4 else 1), 100)
             return [sample(schema.get("items"), dice, root, depth + 1) for _ in range(count)]
         case "integer" | "number":
             low = schema.get("minimum", schema.get("exclusiveMinimum", 0) + 1)
@@ -142,7 +142,7 @@ def _sample_of_type(schema: dict[str, Any], dice: random.Random, root: Any, dept
             return None
         case _:
             word = dice.choice(_WORDS[:30])
-            return word.ljust(int(schema.get("minLength", 0)), "x")
+            return word.ljust(min(int(schema.get("minLength", 0)), 10_000), "x")
 
 
 def _resolved(ref: str, root: Any) -> Any:
@@ -603,12 +603,12 @@ class _Connection(asyncio.Protocol):
                 raise _Unreadable("head too large")
             await self._fed()
         first, *lines = self._take(end + 4)[:-4].decode("latin-1").split("\r\n")
-        words = first.split(" ")
-        if len(words) != 3 or not words[2].startswith("HTTP/1."):
+        line = first.split(" ")
+        if len(line) != 3 or not line[2].startswith("HTTP/1."):
             raise _Unreadable("not HTTP/1.1")
         headers: dict[str, str] = {}
-        for line in lines:
-            name, _, value = line.partition(":")
+        for each in lines:
+            name, _, value = each.partition(":")
             headers[name.lower()] = value.strip()
         if headers.get("expect", "").lower() == "100-continue":
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -619,7 +619,7 @@ class _Connection(asyncio.Protocol):
             if not length.isdigit() or int(length) > BODY_LIMIT:
                 raise _Unreadable("bad content-length")
             body = await self._exactly(int(length))
-        return _Request(words[0], words[1].partition("?")[0], headers, body)
+        return _Request(line[0], line[1].partition("?")[0], headers, body)
 
     async def _chunked(self) -> bytes:
         body = bytearray()
@@ -897,11 +897,16 @@ class Upstream:
         if not isinstance(asked, dict):
             raise _Mistaken("Invalid type for the body: expected an object.")
         headers = _identity(manner)
-        if path == "v1/embeddings":
-            return _embeddings(asked, manner, headers)
-        chat = _Chat.of(asked)
-        answer = _chat_answer(chat, manner, int(self._clock.now()), headers)
-        return answer, prompt_tokens(chat.messages)
+        try:
+            if path == "v1/embeddings":
+                return _embeddings(asked, manner, headers)
+            chat = _Chat.of(asked)
+            answer = _chat_answer(chat, manner, int(self._clock.now()), headers)
+            return answer, prompt_tokens(chat.messages)
+        except _Mistaken:
+            raise
+        except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+            raise _Mistaken("A member of the body has the wrong shape.") from None
 
     async def _play(
         self, connection: _Connection, steps: Iterator[Step], call: Call, prompt: int

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import difflib
+import importlib
 import os
-import readline  # noqa: F401 - line editing and history for input()
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -147,6 +147,8 @@ def _turn(talk: Talk, text: str, *, quiet: bool) -> None:
 
 
 def _converse(talk: Talk, *, quiet: bool) -> None:
+    with contextlib.suppress(ImportError):  # some Pythons are built without it
+        importlib.import_module("readline")  # line editing and history for input()
     say.note(f"{talk.model} at {talk.url}    /help for what else there is")
     while True:
         try:

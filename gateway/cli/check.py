@@ -1,13 +1,16 @@
 """`gateway check`: every mistake of a configuration and what will hurt, before it is served."""
 
+import asyncio
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from gateway.cli import options, say
 from gateway.cli.exits import FAILED
+from gateway.cli.live import check_live, told
 from gateway.config.lint import lint
 from gateway.config.load import Loaded, load
 from gateway.config.mistakes import ConfigError, Mistake, counted, in_order
@@ -24,10 +27,17 @@ from gateway.wire import json
     default="text",
     help="How findings are printed; github: workflow annotations.",
 )
+@click.option("--live", is_flag=True, help="Also send one 1-token request to each target.")
 @options.as_json
 @click.pass_context
 def command(
-    context: click.Context, files: tuple[Path, ...], form: str, *, strict: bool, as_json: bool
+    context: click.Context,
+    files: tuple[Path, ...],
+    form: str,
+    *,
+    strict: bool,
+    live: bool,
+    as_json: bool,
 ) -> None:
     """Find every mistake in configuration FILES, and what will hurt.
 
@@ -43,13 +53,26 @@ def command(
         "github": as_annotations,
     }
     said = printers["json" if as_json else form](checked)
+    rows = asyncio.run(_live(checked)) if live else []
+    if live and (as_json or form == "json"):
+        said = json.pretty(json.loads(said.encode()) | {"live": rows})
+    elif live:
+        said = "\n".join([*([said] if said else []), *map(told, rows)])
     if said:
         say.data(said)
-    if any(strict or mistake.severity == "error" for mistake in found):
+    failed = not all(row["ok"] for row in rows)
+    if failed or any(strict or mistake.severity == "error" for mistake in found):
         context.exit(FAILED)
 
 
 Checked = tuple[Path | Loaded, Sequence[Mistake]]
+
+
+async def _live(checked: Sequence[Checked]) -> list[dict[str, Any]]:
+    """What the targets of the files that hold answered."""
+    return [
+        row for file, _ in checked if isinstance(file, Loaded) for row in await check_live(file)
+    ]
 
 
 def check(path: Path) -> Checked:

@@ -63,11 +63,16 @@ def stopped_by(error: GatewayError) -> Stop:
         what = f"{what} ({error.code})"
     for attempt in error.attempts:
         what += f"\n  {attempt.get('target')}: {attempt.get('cause')} after {attempt.get('ms')} ms"
-    mend = f"gateway why {error.request_id}" if error.request_id else ""
+    return Stop(what, _mend(error), code_of(error))
+
+
+def _mend(error: GatewayError) -> str:
+    if error.status == 0:
+        return "gateway serve    (or point GATEWAY_URL, --url, --admin-url at a running one)"
     if error.status == 401:
-        mend = (
-            "set GATEWAY_API_KEY (or GATEWAY_ADMIN_KEY for the admin API) to a key of this gateway"
-        )
-    elif error.status == 0:
-        mend = "gateway serve    (or point GATEWAY_URL, --url, --admin-url at a running one)"
-    return Stop(what, mend, code_of(error))
+        return "set GATEWAY_API_KEY (GATEWAY_ADMIN_KEY for the admin API) to a key of this gateway"
+    if error.retry_after is not None:
+        return f"try again in {error.retry_after:.0f} s"
+    if error.status >= 500 and error.request_id:
+        return f"gateway why {error.request_id}"
+    return ""

@@ -6,14 +6,12 @@ from gateway.clock import Clock
 from gateway.core.attempt import Demand, Exchange, Refusal, Reservation
 from gateway.core.plan import Facts, Plan, Skip
 from gateway.core.ports import Limiter
-from gateway.core.target import Account, Cause
+from gateway.core.target import Cause
 from gateway.errors import RateLimited
 from gateway.pipeline.estimate import Outputs, caller_demands, target_demands
 from gateway.pipeline.plan import DEFAULT_OUTPUT, Planner
-from gateway.pipeline.queue import Queue
+from gateway.pipeline.queue import CALLER, Queue
 
-CALLER = frozenset({"team", "key"})
-TRANSIENT = frozenset({Cause.BREAKER_OPEN, Cause.THROTTLED, Cause.KEY_ASIDE, Cause.TOO_SLOW})
 WHAT = {"rpm": "requests per minute", "tpm": "tokens per minute", "concurrency": "requests at once"}
 
 
@@ -34,13 +32,23 @@ class Admit:
         facts, plan = exchange.facts, exchange.plan
         if facts is None or plan is None:
             raise AssertionError("admit comes after plan")
-        ahead = self.queue.ahead_of(self._demands(facts, plan)) if self.queue.waiting else None
-        taken = ahead or await self._reserve(exchange, facts, plan)
-        if isinstance(taken, Reservation):
-            return taken
-        if facts.principal.wait > 0 and _worth_waiting(taken):
-            return await self._wait(exchange, facts, taken)
-        raise refused(taken)
+        taken = self._ahead(facts, plan) or await self._reserve(exchange, facts, plan)
+        if isinstance(taken, Refusal):
+            if facts.principal.wait <= 0 or not _worth_waiting(taken):
+                raise refused(taken)
+            taken = await self._wait(exchange, facts, taken)
+        return taken
+
+    def over(self, exchange: Exchange) -> None:
+        """A request has ended: its time is what others have to reckon with in line."""
+        if exchange.reservation is not None and exchange.finished:
+            self.queue.served(exchange.chain_name, exchange.ended - exchange.planned)
+
+    def _ahead(self, facts: Facts, plan: Plan) -> Refusal | None:
+        """Somebody already stands in line for what this request needs: no overtaking."""
+        if not self.queue.waiting:
+            return None
+        return self.queue.ahead_of(facts.chain.name, self._demands(facts, plan))
 
     async def _reserve(self, exchange: Exchange, facts: Facts, plan: Plan) -> Reservation | Refusal:
         full = _every_target_full(plan)
@@ -58,21 +66,30 @@ class Admit:
 
     async def _wait(self, exchange: Exchange, facts: Facts, refusal: Refusal) -> Reservation:
         async def again() -> Reservation | Refusal:
-            return await self._reserve(exchange, facts, self.plan(facts))
+            taken = await self._reserve(exchange, facts, self.plan(facts))
+            if isinstance(taken, Refusal) and not _worth_waiting(taken):
+                raise refused(taken)
+            return taken
 
-        def fits() -> bool:
-            return self.limiter.wait(self._demands(facts, self.plan(facts))) <= 0
+        def room_in() -> float:
+            plan = self.plan(facts)
+            full = _every_target_full(plan)
+            if full is not None:
+                return (full.until or 0.0) - self.clock.monotonic()
+            callers = self._demands(facts, plan)[: len(facts.principal.accounts)]
+            return self.limiter.wait(callers)
 
         began = self.clock.monotonic()
         try:
-            return await self.queue.wait(facts, refusal, fits, again)
+            return await self.queue.wait(facts, refusal, room_in, again)
         finally:
             exchange.waited = self.clock.monotonic() - began
 
     def _demands(self, facts: Facts, plan: Plan) -> list[Demand]:
         """The caller's demands first, then those of the first target."""
         if not plan.tries:
-            return caller_demands(facts, facts.request.max_output or DEFAULT_OUTPUT)
+            stated = facts.request.max_output or facts.principal.default_max_tokens
+            return caller_demands(facts, stated or DEFAULT_OUTPUT)
         first = plan.tries[0]
         demands = caller_demands(facts, first.output)
         demands += target_demands(facts, first.target, self.outputs)
@@ -92,18 +109,16 @@ def _worth_waiting(refusal: Refusal) -> bool:
 
 
 def _every_target_full(plan: Plan) -> Skip | None:
-    """The soonest target when nothing but headroom keeps every one from being asked."""
-    if plan.tries:
-        return None
+    """The soonest target when headroom is all that keeps those from being asked that could be."""
     full = [skip for skip in plan.skipped if skip.cause is Cause.NO_HEADROOM]
-    if not full or any(skip.cause in TRANSIENT for skip in plan.skipped):
+    if plan.tries or not full:
         return None
     return min(full, key=lambda skip: skip.until or 0.0)
 
 
 def refused(refusal: Refusal) -> RateLimited:
     """The 429 of a full account: what is full, how much it holds, when to come back."""
-    account: Account = refusal.account
+    account = refusal.account
     whose = {"key": "this API key", "team": f"the team '{account.name}'"}.get(
         account.scope, f"every target of this model ('{account.name}' is the first to be free)"
     )

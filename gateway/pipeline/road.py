@@ -58,7 +58,9 @@ class Road:
                 exchange.finished = True
         except GatewayError as error:
             raise tell(error, exchange, self.snapshot, self.clock) from None
-        except Exception:  # a mistake of ours; a caller who leaves is a CancelledError
+        except ConnectionError:  # the caller left, like a cancellation
+            raise
+        except Exception:  # a mistake of ours
             exchange.status = INTERNAL
             raise
         finally:

@@ -28,9 +28,17 @@ class Splitter:
         Raises:
             EventTooLong: an event is above the limit.
         """
+        rest = self._rest
+        if (
+            data.find(b"\n") == len(data) - 2
+            and data.startswith(b"data: ")
+            and data.endswith(b"\n\n")
+            and not (rest or self._carriage or self._fresh or b"\r" in data)
+            and 8 < len(data) <= self._limit
+        ):
+            return [data[6:-2]]  # a read that is just one event, as most are
         if self._carriage or b"\r" in data:
             data = self._without_carriages(data)
-        rest = self._rest
         if rest:
             seen = len(rest) - 1
             rest += data

@@ -1,7 +1,6 @@
 """Every recorded answer of everyone who speaks OpenAI, judged by OpenAI's own types."""
 
 import json
-import time
 
 import pytest
 from openai.types.chat import ChatCompletion
@@ -10,7 +9,6 @@ from gateway.core.request import Request
 from gateway.core.target import Cause, Secret, Target
 from gateway.core.usage import Usage
 from gateway.providers import registry
-from gateway.providers.dialects.chat import Chat
 from tests.vectors import cases
 from tests.vectors.assembled import Assembled
 

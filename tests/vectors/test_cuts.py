@@ -96,7 +96,9 @@ def test_a_cut_stream_is_never_told_as_complete(
             twin = fork(base)
             part = body[start:at]
             events = [*told, *twin.feed(part), *twin.close()]
-            finished = simple.after(part.strip()) if part.rstrip().endswith(b"}") else simple.finished
+            finished = (
+                simple.after(part.strip()) if part.rstrip().endswith(b"}") else simple.finished
+            )
             failure = events[-1].failure if events else None
             assert (failure is None) is finished, at
             assert twin.complete is finished, at

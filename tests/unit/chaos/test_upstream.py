@@ -1,8 +1,10 @@
 """Each fault does what its docstring says; a well provider satisfies the openai SDK."""
 
 import asyncio
+import base64
 import random
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -41,7 +43,13 @@ TOKENS = 40
 async def up() -> AsyncIterator[Upstream]:
     async with Upstream() as upstream:
         yield upstream
-    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert not conversations()
+
+
+def conversations() -> list[str]:
+    """The simulator's tasks that are not over."""
+    names = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks()]
+    return [name for name in names if name.startswith("Upstream")]
 
 
 def asked(*, stream: bool = True, usage: bool = True, **more: Any) -> dict[str, Any]:
@@ -301,6 +309,9 @@ def test_a_sample_follows_a_recursive_schema():
         {"model": "m", "messages": HELLO, "max_tokens": 0},
         {"model": "m", "messages": HELLO, "n": "two"},
         {"model": "m", "messages": HELLO, "n": 1000},
+        {"model": "m", "messages": HELLO, "tools": 5},
+        {"model": "m", "messages": HELLO, "tools": [{"function": {"parameters": {"$ref": "#"}}}]},
+        {"model": "m", "messages": HELLO, "response_format": {"type": "json_schema"}, "n": []},
     ],
 )
 async def test_a_mistaken_request_is_a_400_and_costs_nothing(up, body):
@@ -356,9 +367,7 @@ async def test_the_sdk_reads_embeddings(up, form):
         assert two.usage.prompt_tokens == 3
         vectors = [one.embedding for one in two.data]
         if form == "base64":
-            vectors = [
-                list(struct.unpack("<4f", __import__("base64").b64decode(it))) for it in vectors
-            ]
+            vectors = [list(struct.unpack("<4f", base64.b64decode(it))) for it in vectors]
         assert vectors[0] != vectors[1]
         assert sum(number**2 for number in vectors[0]) == pytest.approx(1, abs=1e-4)
         same = await client.embeddings.create(model="e", input="one", dimensions=4)
@@ -759,7 +768,7 @@ async def test_a_client_who_leaves_is_noticed_at_once(up, fault, how):
         assert (up.in_flight("p"), up.connections) == (1, 1)
         raw = writer.get_extra_info("socket")
         if how == "rst":
-            raw.setsockopt(1, 13, struct.pack("ii", 1, 0))
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         left = loop.time()
         writer.transport.abort()
         (call,) = up.calls("p")
@@ -896,6 +905,10 @@ async def test_a_fault_is_asked_for_over_http(up):
         {"kind": "cut", "after": "many"},
         {"kind": "cut", "how": "sawn"},
         {"kind": "cut", "colour": 1},
+        {"kind": "cut", "after": -1},
+        {"kind": "no_token", "comments": 0},
+        {"kind": "status", "status": 99},
+        {"kind": "status", "status": 400, "headers": {"a": "b\r\nc: d"}},
         {"kind": "auth", "times": -1},
         {"kind": "status"},
     ],
@@ -983,11 +996,12 @@ async def test_close_ends_everything_within_a_second():
     for at, (_, writer) in enumerate(pairs):
         writer.write(request("pq"[at % 2], asked()))
     await until(lambda: up.in_flight() == 20)
+    assert len(conversations()) == 20
     before = asyncio.get_running_loop().time()
     await up.close()
     assert asyncio.get_running_loop().time() - before < 1
     assert (up.in_flight(), up.connections) == (0, 0)
-    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert not conversations()
     assert {call.closed_by_client_after for call in up.calls()} == {None}
     await up.close()
     for _, writer in pairs:

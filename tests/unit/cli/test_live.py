@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from gateway.cli.exits import FAILED
 from gateway.cli.live import check_live, request_for, told
 from gateway.config.load import load
 from gateway.core.target import Target
-from tests.unit.cli.conftest import FakeGateway
+from tests.unit.cli.conftest import FakeGateway, Run
 
 ANSWER: dict[str, Any] = {
     "id": "c", "object": "chat.completion", "created": 1, "model": "m",
@@ -78,3 +79,13 @@ def test_no_json_and_nobody(gateway: FakeGateway, tmp_path: Path) -> None:
 def test_openai_itself_wants_the_newer_name() -> None:
     target = Target("t", "t", "openai", "openai", "gpt-5-mini", "https://api.openai.com/v1")
     assert "max_completion_tokens" in request_for(target).members
+
+
+def test_check_live_prints_and_counts_it(run: Run, gateway: FakeGateway, tmp_path: Path) -> None:
+    gateway.says("/chat/completions", ANSWER)
+    rows(gateway, tmp_path)
+    done = run("check", "--live")
+    assert (done.exit_code, "live  up/m  ok" in done.stdout) == (0, True)
+    gateway.says("/chat/completions", {"error": {"message": "no"}}, status=401)
+    done = run("check", "--live", "--json")
+    assert (done.exit_code, json.loads(done.stdout)["live"][0]["cause"]) == (FAILED, "auth")

@@ -611,4 +611,3 @@ async def test_a_closed_transport_says_so() -> None:
     with fails(Cause.CONNECT):
         async with send(made, ask("http://127.0.0.1:1/")):
             pass
-

@@ -277,7 +277,7 @@ ACTIONS = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(actions=st.lists(ACTIONS, min_size=1, max_size=80), seed=st.integers(0, 999))
 def test_through_any_lives_each_attempt_ends_once_and_sums_are_the_sum_of_rows(
     actions: list[str], seed: int
@@ -350,6 +350,7 @@ async def test_segments_turn_while_traffic_goes_on(tmp_path: Path) -> None:
             ledger.close(line(f"{number}.1"))
         await ledger.ship()
         assert len(list(tmp_path.glob("journal-*"))) <= 2
+    ledger._shipper.close()
     journal.drop()
     assert await store.run(lambda db: recover(db, tmp_path)) == 20
     assert len(await store.run(rows)) == 200

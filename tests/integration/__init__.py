@@ -1,0 +1,1 @@
+"""The whole application on loopback beside lying upstreams, official SDKs as judges."""
