@@ -47,7 +47,7 @@ class Readiness:
         waiting = self._unready_chains(snapshot)
         self._ready = self._ready or not waiting
         if not self._ready:
-            return False, {"status": "starting", "chains": waiting}
+            return False, {"status": "starting", "unready_chains": waiting}
         degraded = self._degraded()
         if degraded:
             return True, {"status": "degraded", "degraded": degraded}

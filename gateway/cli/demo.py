@@ -14,7 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from importlib.metadata import version
@@ -107,7 +107,7 @@ def command(*, requests: int, seed: int, speed: float, as_json: bool, once: bool
     with tempfile.TemporaryDirectory(prefix="gateway-demo-") as state:
         text = files("gateway.cli").joinpath("demo.yaml").read_text()
         source = Source({}, text=text.replace("dir: ./state", f"dir: {state}"))
-        house = House(source, SystemClock(), Wishes(Secret(secrets.token_urlsafe(32)), True))
+        house = House(source, SystemClock(), Wishes(Secret(secrets.token_urlsafe(32)), next_free=True))
         show = Show(house, Path(state), requests, seed, speed, quiet=as_json)
         try:
             figures = uvloop.run(show.run(stay=stay))
@@ -142,7 +142,7 @@ class Show:
 
     async def run(self, *, stay: bool) -> dict[str, Any]:
         watcher = Watcher(self.house.clock, self.tell)
-        self.house.wishes = Wishes(self.house.wishes.admin_key, True, (watcher,))
+        self.house.wishes = replace(self.house.wishes, listeners=(watcher,))
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self.house.running())
             upstream = self.house.simulator

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import click
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -45,12 +46,21 @@ def show(renderable: RenderableType, *, stderr: bool = False) -> None:
     """Print data; off a terminal as plain text without trailing blanks."""
     target = console(stderr=stderr)
     if target.is_terminal:
+        target.width = _width(renderable, target)
         target.print(renderable)
         return
     with target.capture() as captured:
         target.print(renderable)
     lines = [line.rstrip() for line in captured.get().splitlines()]
     click.echo("\n".join(lines), err=stderr)
+
+
+def _width(renderable: RenderableType, target: Console) -> int:
+    """A table is never cut: an id that lost its end is of no use. A terminal wraps by itself."""
+    if not isinstance(renderable, Table):
+        return target.width
+    options = target.options.update(max_width=PLAIN_WIDTH)
+    return max(target.width, Measurement.get(target, options, renderable).maximum)
 
 
 def table(
@@ -68,7 +78,6 @@ def table(
         show_header=any(headers),
         show_footer=footer is not None,
     )
-    last = len(headers) - 1  # where a terminal is narrow, the last column wraps
     for number, header in enumerate(headers):
         made.add_column(
             header,
@@ -76,8 +85,7 @@ def table(
             justify="right" if header in right or number in right else "left",
             header_style="bold",
             footer_style="bold",
-            no_wrap=number < last,
-            overflow="fold",
+            no_wrap=True,
         )
     for row in rows:
         made.add_row(*row)

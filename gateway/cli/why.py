@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 import click
-from rich.console import Group
+from rich.console import RenderableType
 from rich.text import Text
 
 from gateway.cli import options, remote, say, screen
@@ -47,7 +47,8 @@ def command(
     if as_json:
         say.as_json(story)
     else:
-        screen.show(waterfall(story))
+        for part in waterfall(story):
+            screen.show(part)
 
 
 def _list(stories: Sequence[Mapping[str, Any]]) -> None:
@@ -56,7 +57,7 @@ def _list(stories: Sequence[Mapping[str, Any]]) -> None:
         return
     rows = [
         (
-            _clock(story),
+            _clock(story, "%H:%M:%S"),
             str(story.get("request_id", "")),
             str(story.get("chain", "")),
             _status(story),
@@ -66,16 +67,19 @@ def _list(stories: Sequence[Mapping[str, Any]]) -> None:
         )
         for story in stories
     ]
-    headers = ("time", "request", "chain", "status", "took", "path", "cost")
+    headers = ("UTC", "request", "chain", "status", "took", "path", "cost")
     screen.show(screen.table(headers, rows, right=("took", "cost")))
 
 
-def waterfall(story: Mapping[str, Any]) -> Group:
+def waterfall(story: Mapping[str, Any]) -> Iterator[RenderableType]:
     """A story (core/story.py) for people: the head, a bar a step, and the end."""
-    lines: list[Any] = [_head(story), Text("")]
-    lines.append(screen.table(("", "", "", "", "", "", ""), list(_steps(story)), right=(2, 5)))
-    lines += [Text(""), *_tail(story)]
-    return Group(*lines)
+    yield _head(story)
+    steps = list(_steps(story))
+    if steps:
+        yield ""
+        yield screen.table(("", "", "", "", "", "", ""), steps, right=(2, 5))
+    yield ""
+    yield from _tail(story)
 
 
 def _head(story: Mapping[str, Any]) -> Text:
@@ -169,7 +173,8 @@ def _tail(story: Mapping[str, Any]) -> Iterator[Text]:
         after = story.get("retry_after_ms")
         when = f", come back in {screen.milliseconds(after)}" if after is not None else ""
         yield screen.words(("error ", screen.BAD), f"{story['error']}{scope}{when}")
-    yield screen.words("path   ", path_words(str(story.get("path", ""))))
+    if story.get("path"):
+        yield screen.words("path   ", path_words(str(story["path"])))
     yield screen.words((f"config {story.get('config', '')}", screen.FAINT))
 
 
@@ -191,11 +196,11 @@ def tokens(told: Mapping[str, Any]) -> str:
     return ", ".join(parts) + (" (estimated)" if told.get("estimated") else "")
 
 
-def _clock(story: Mapping[str, Any]) -> str:
+def _clock(story: Mapping[str, Any], form: str = "%Y-%m-%d %H:%M:%S UTC") -> str:
     ended = story.get("ts")
     if not isinstance(ended, int | float):
         return ""
-    return datetime.fromtimestamp(ended, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return datetime.fromtimestamp(ended, UTC).strftime(form)
 
 
 def _status(story: Mapping[str, Any]) -> Text:

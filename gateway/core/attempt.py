@@ -75,14 +75,15 @@ class Attempt:
 class Exchange:
     """The one mutable object of a request, from its head to its settlement.
 
-    `waited` is seconds spent in the queue; `dropped` the members left out on the way to the
-    target that answers; `skips` every target that was passed over, in order, each once.
+    `waited` is seconds spent in the queue, `paused` those before retries; `dropped` the members
+    left out on the way to the target that answers; `skips` every target that was passed over, in
+    order, each once.
     """
 
     __slots__ = (
         "api", "attempts", "chain_name", "dropped", "ended", "error", "facts", "finish_reason",
-        "finished", "id", "plan", "planned", "principal", "reservation", "settled", "skips",
-        "started", "status", "streaming", "trail", "waited",
+        "finished", "id", "paused", "plan", "planned", "principal", "reservation", "settled",
+        "skips", "started", "status", "streaming", "trail", "waited",
     )  # fmt: skip
 
     def __init__(self, id: str, api: str, started: float) -> None:
@@ -100,6 +101,7 @@ class Exchange:
         self.dropped: tuple[str, ...] = ()
         self.chain_name = "_unknown"
         self.waited = 0.0
+        self.paused = 0.0
         self.streaming = False
         self.finish_reason: str | None = None
         self.finished = False  # the caller has the whole answer

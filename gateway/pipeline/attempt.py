@@ -216,7 +216,7 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         pause = self._short_pause(failed.target, failure)
         if pause is None or not self._fits(pause) or not self._steps.health.withdraw(failed.target):
             return None
-        await self._steps.clock.sleep(pause)
+        await self._pause(pause)
         return self._fresh(failed)
 
     def _may_repeat(self, target: Target, failure: Failure) -> bool:
@@ -288,7 +288,7 @@ class _Walk(AbstractAsyncContextManager[Answer]):
             elif not self._fits(opening - now):
                 return None
             else:
-                await self._steps.clock.sleep(max(0.001, opening - now))
+                await self._pause(max(0.001, opening - now))
             plan = self._replan()
         first = plan.tries[0]
         return first, "probe" if first.probe else "answer"
@@ -304,7 +304,7 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         self._again.remove(again)
         if not self._fits(pause) or not self._steps.health.withdraw(again.candidate.target):
             return None
-        await self._steps.clock.sleep(max(0.0, pause))
+        await self._pause(max(0.0, pause))
         return self._fresh(again.candidate)
 
     def _panic(self, plan: Plan, now: float) -> Try | None:
@@ -334,6 +334,10 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         stream = self._facts.request.stream
         clock = before.timeouts.first_token if stream else before.timeouts.answer
         return replace(before, seconds=min(clock, left), probe=standing.half_open)
+
+    async def _pause(self, seconds: float) -> None:
+        self._exchange.paused += seconds
+        await self._steps.clock.sleep(seconds)
 
     def _retry(self) -> Retry:
         return self._facts.chain.retry
@@ -401,7 +405,7 @@ class _Walk(AbstractAsyncContextManager[Answer]):
             return refusal
         if refusal.wait > MIN_ATTEMPT or not self._fits(refusal.wait):
             return refusal
-        await self._steps.clock.sleep(refusal.wait)
+        await self._pause(refusal.wait)
         return await self._steps.limiter.extend(self._reservation, demands)
 
     async def _open(self, candidate: Try, attempt: Attempt) -> Answer:

@@ -7,6 +7,7 @@ from gateway.errors import RateLimited, Unauthenticated
 
 FAILURES_A_MINUTE = 20
 ADDRESSES = 10_000  # remembered at most
+MINUTE = 60.0
 
 
 class Authenticate:
@@ -16,7 +17,7 @@ class Authenticate:
         self._keys = keys
         self._clock = clock
         self._failures: dict[str, int] = {}
-        self._minute = 0
+        self._ends = 0.0  # when the minute that is counted is over
 
     async def __call__(self, call: Call) -> Principal:
         """Who calls.
@@ -30,8 +31,7 @@ class Authenticate:
         principal = await self._keys.find(call.credential)
         if principal is not None:
             return principal
-        if len(self._failures) < ADDRESSES or call.address in self._failures:
-            self._failures[call.address] = self._failures.get(call.address, 0) + 1
+        self._count(call.address)
         if call.credential is None:
             raise Unauthenticated(
                 "No API key was sent. Send yours as 'Authorization: Bearer <key>'."
@@ -40,13 +40,17 @@ class Authenticate:
 
     def _hold_off(self, address: str) -> None:
         now = self._clock.monotonic()
-        minute = int(now // 60)
-        if minute != self._minute:
-            self._minute = minute
-            self._failures.clear()
-        if self._failures.get(address, 0) >= FAILURES_A_MINUTE:
+        if now < self._ends and self._failures.get(address, 0) >= FAILURES_A_MINUTE:
             raise RateLimited(
                 f"More than {FAILURES_A_MINUTE} invalid API keys a minute came from this address.",
                 code="invalid_api_key",
-                retry_after=(minute + 1) * 60 - now,
+                retry_after=self._ends - now,
             )
+
+    def _count(self, address: str) -> None:
+        now = self._clock.monotonic()
+        if now >= self._ends:
+            self._ends = (now // MINUTE + 1) * MINUTE
+            self._failures.clear()
+        if len(self._failures) < ADDRESSES or address in self._failures:
+            self._failures[address] = self._failures.get(address, 0) + 1

@@ -260,7 +260,8 @@ def _times(exchange: Exchange, clock: Clock) -> list[tuple[str, str]]:
     if served is not None and served.first_content is not None:
         times.append(("first", f"{(served.first_content - exchange.started) * 1000:.0f}"))
     times.append(("total", f"{total * 1000:.0f}"))
-    times.append(("own", f"{max(0.0, total - upstream - exchange.waited) * 1000:.2f}"))
+    own = total - upstream - exchange.waited - exchange.paused
+    times.append(("own", f"{max(0.0, own) * 1000:.2f}"))
     return times
 
 

@@ -21,6 +21,7 @@ from gateway.clock import Clock
 from gateway.errors import GatewayError, InvalidRequest, Overloaded, SlowRequest
 
 HELD_PIPELINED = 8  # requests parsed ahead of the one being answered
+READ_AHEAD = 2**18  # bytes of a body held before reading pauses (at twice as many)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -82,7 +83,7 @@ class Connection(BaseProtocol):
         parser = HttpRequestParser(
             self,
             loop,
-            2**16,
+            READ_AHEAD,
             max_line_size=bounds.line,
             max_field_size=bounds.line,
             max_headers=bounds.headers,
@@ -146,6 +147,11 @@ class Connection(BaseProtocol):
             self._half_a_head()
         if len(self._items) >= HELD_PIPELINED and not self._buffer_paused:
             self._pause_reading_for_buffer()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's
+        """Of a body that was not held up there is nothing to resume: most are whole at once."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     def eof_received(self) -> None:
         """The caller closed its half: it has left (documented), whatever it still could read."""

@@ -4,6 +4,7 @@ from gateway.core.keys import read_key
 from gateway.core.principal import Credential
 from gateway.errors import InvalidRequest
 
+REMEMBERED = 1024  # keys
 LONGEST = 8 * 1024  # characters; a JWT may be long
 
 
@@ -25,8 +26,17 @@ def token_of(header: str, value: bytes) -> str:
     return text
 
 
-def credential_of(token: str) -> Credential | None:
-    return read_key(token) if token else None
+def credential_of(token: str) -> Credential:
+    """The digest of a key; of those shown often it is remembered."""
+    credential = _known.get(token)
+    if credential is None:
+        if len(_known) >= REMEMBERED:
+            _known.clear()
+        credential = _known[token] = read_key(token)
+    return credential
+
+
+_known: dict[str, Credential] = {}
 
 
 def _odd(header: str) -> InvalidRequest:

@@ -87,6 +87,9 @@ class Table:
 
     def find(self, method: str, target: str) -> tuple[Route | None, str]:
         """The route and, for a path with a name in it, the decoded name."""
+        route = self._exact.get((method, target))
+        if route is not None:
+            return route, ""
         path = path_of(target)
         route = self._exact.get((method, path))
         if route is not None:

@@ -96,15 +96,15 @@ class Splitter:
             lines = bytes(rest).split(b"\n")
             kept = [line for line in lines[:-1] if not line.startswith(b":")]
             rest[:] = b"\n".join([*kept, lines[-1]])
-            if len(rest) > self._limit // 2:
+            if len(rest) > self._limit:
                 raise EventTooLong
 
     def _cut_long(self, blocks: bytes) -> list[bytes]:
         """Many events in one read are fine, a long one is not."""
-        several = blocks.split(b"\n\n")
-        if any(len(block) > self._limit for block in several):
+        found = [payload for block in blocks.split(b"\n\n") if (payload := _data(block))]
+        if any(len(payload) > self._limit for payload in found):
             raise EventTooLong
-        return [payload for block in several if (payload := _data(block))]
+        return found
 
 
 def _data(block: bytes) -> bytes:

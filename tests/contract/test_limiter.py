@@ -6,7 +6,15 @@ from collections.abc import Callable, Sequence
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+    run_state_machine_as_test,
+)
 
 from gateway.clock import Clock
 from gateway.core.attempt import Demand, Headroom, Refusal, Reservation
@@ -364,8 +372,6 @@ class Limits(RuleBasedStateMachine):
 @pytest.mark.parametrize("name", sorted(LIMITERS))
 def test_limits_hold_under_any_interleaving(name: str) -> None:
     machine = type("Limits", (Limits,), {"make": staticmethod(LIMITERS[name])})
-    from hypothesis.stateful import run_state_machine_as_test  # noqa: PLC0415
-
     run_state_machine_as_test(
         machine, settings=settings(max_examples=60, stateful_step_count=40, deadline=None)
     )

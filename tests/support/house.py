@@ -1,4 +1,4 @@
-"""The whole gateway in a thread of its own, so that synchronous SDKs and raw sockets may call it."""
+"""The whole gateway in a thread of its own: synchronous SDKs and raw sockets may call it."""
 
 import asyncio
 import threading

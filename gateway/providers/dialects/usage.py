@@ -10,11 +10,11 @@ _NO_PROMPT = openai.PromptDetails()
 _NO_COMPLETION = openai.CompletionDetails()
 
 
-def read(told: openai.Usage) -> Usage:
+def read(told: openai.Usage) -> Usage | None:
     """Inclusive totals: cache inside the input, reasoning inside the output.
 
     xAI and Gemini leave reasoning out of completion_tokens and Mistral leaves audio out of
-    prompt_tokens: only the total has them.
+    prompt_tokens: only the total has them. All zero is "not said": nothing costs nothing.
     """
     prompt, completion = told.prompt_tokens, told.completion_tokens
     inputs = told.prompt_tokens_details or _NO_PROMPT
@@ -34,6 +34,8 @@ def read(told: openai.Usage) -> Usage:
         or 0
     )
     cached = min(cached, prompt)
+    if not prompt and not completion:
+        return None
     return Usage(
         input=prompt,
         output=completion,
@@ -83,8 +85,9 @@ def mended(told: Any) -> dict[str, Any] | None:
         seen = read(json.decode(json.dumps(usage), openai.Usage))
     except json.JSONError:
         return None
-    usage["prompt_tokens"], usage["completion_tokens"] = seen.input, seen.output
-    usage["total_tokens"] = seen.total
+    if seen is not None:
+        usage["prompt_tokens"], usage["completion_tokens"] = seen.input, seen.output
+        usage["total_tokens"] = seen.total
     return usage
 
 

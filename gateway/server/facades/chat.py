@@ -4,7 +4,7 @@ The body is cut into members; the few that the road needs are decoded, the other
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from gateway.core.attempt import StreamEvent
@@ -34,6 +34,13 @@ FORBIDDEN = frozenset(
         "user_config",
     }
 )
+
+KNOWN = frozenset(
+    ["audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs", "max_completion_tokens", "max_tokens", "messages", "metadata", "modalities", "model", "n", "parallel_tool_calls", "prediction", "presence_penalty", "prompt_cache_key", "reasoning_effort", "response_format", "safety_identifier", "seed", "service_tier", "stop", "store", "stream", "stream_options", "temperature", "tool_choice", "tools", "top_logprobs", "top_p", "user", "verbosity", "web_search_options", "input", "dimensions", "encoding_format"]
+)
+"""OpenAI's own names: nothing to refuse among them."""
+
+SMALL = 4096  # bytes of a body whose depth is checked as a whole
 
 EVENT_STREAM = "text/event-stream"
 
@@ -79,10 +86,9 @@ class ChatFacade:
         model = model_of(members)
         needs: set[str] = set()
         prompt = _prompt(members, needs)
-        stream = _read(members, "stream", _flag, "true or false") is True
-        n = _count(members, "n", MOST_CHOICES) or 1
-        newer = _count(members, "max_completion_tokens", json.MAX_SAFE_INTEGER)
-        older = _count(members, "max_tokens", json.MAX_SAFE_INTEGER)
+        stream = "stream" in members and bool(_read(members, "stream", _flag, "true or false"))
+        n = (_count(members, "n", MOST_CHOICES) or 1) if "n" in members else 1
+        most = _most_output(members)
         include_usage = False
         if "stream_options" in members:
             options = _read(members, "stream_options", _options, "an object")
@@ -96,7 +102,7 @@ class ChatFacade:
             model=model,
             members=members,
             stream=stream,
-            max_output=newer if newer is not None else older,
+            max_output=most,
             n=n,
             user=user_of(members),
             include_usage=include_usage,
@@ -156,17 +162,25 @@ def members_of(body: bytes) -> dict[str, json.Raw]:
         members = json.split(body)
     except json.JSONError as error:
         raise InvalidRequest(f"The body must be a JSON object: {error}.") from None
-    if not FORBIDDEN.isdisjoint(members) or any(name.startswith("callback") for name in members):
-        name = next(n for n in members if n in FORBIDDEN or n.startswith("callback"))
-        raise InvalidRequest(
-            f"'{name}' may not be sent: where requests go is the gateway's configuration.",
-            code="unsupported_parameter",
-            param=name[:64],
-        )
+    if unknown := members.keys() - KNOWN:
+        _refuse_forbidden(unknown)
+    if len(body) < SMALL:
+        check_depth(body, "")
+        return members
     for name, value in members.items():
-        if name != "messages" and len(memoryview(value)) > 2 * DEEPEST:
+        if len(value) > 2 * DEEPEST and name != "messages":
             check_depth(value, name)
     return members
+
+
+def _refuse_forbidden(names: Collection[str]) -> None:
+    for name in sorted(names):
+        if name in FORBIDDEN or name.startswith("callback"):
+            raise InvalidRequest(
+                f"'{name[:64]}' may not be sent: where requests go is the gateway's configuration.",
+                code="unsupported_parameter",
+                param=name[:64],
+            )
 
 
 def model_of(members: Mapping[str, json.Raw]) -> str:
@@ -197,7 +211,8 @@ def check_depth(value: json.Raw | bytes, param: str) -> None:
     The brackets alone are taken, and pairs of neighbours removed, layer by layer: cheap, and an
     upper bound. Brackets inside strings may spoil it; then the value is read properly.
     """
-    brackets = bytes(memoryview(value)).translate(None, _NOT_BRACKETS)
+    text = value if isinstance(value, bytes) else bytes(value)
+    brackets = text.translate(None, _NOT_BRACKETS)
     if len(brackets) <= DEEPEST:
         return
     for layer in range(DEEPEST):
@@ -207,8 +222,11 @@ def check_depth(value: json.Raw | bytes, param: str) -> None:
         if len(shorter) == len(brackets):
             break
         brackets = shorter
-    if _depth(bytes(memoryview(value))) > DEEPEST:
+    if _depth(text) <= DEEPEST:
+        return
+    if param:
         raise _wrong(param, f"is nested deeper than {DEEPEST}")
+    raise InvalidRequest(f"The body is nested deeper than {DEEPEST}.")
 
 
 def _depth(value: bytes) -> int:
@@ -236,24 +254,23 @@ def _prompt(members: Mapping[str, json.Raw], needs: set[str]) -> int:
         raise _wrong("messages", "is empty: it must have one message at least")
     if len(messages) > MOST_MESSAGES:
         raise _wrong("messages", f"has more than {MOST_MESSAGES} messages")
-    size = len(memoryview(raw))
-    if size < 4 * DEEPEST * DEEPEST:
-        check_depth(raw, "messages")
+    size = len(raw)
     images = 0
     for message in messages:
-        content = memoryview(message.content)
-        if content and content[0] == 0x5B:  # [
-            parts, passed = _look(message.content, needs)
+        content = message.content
+        if content and memoryview(content)[0] == 0x5B:  # [
+            parts, passed = _look(content, needs)
             images += parts
             size -= passed
     if "tools" in members:
-        size += len(memoryview(members["tools"]))
+        size += len(members["tools"])
     return tokens_of(size) + TOKENS_A_MESSAGE * len(messages) + TOKENS_AN_IMAGE * images
 
 
 def _look(content: json.Raw, needs: set[str]) -> tuple[int, int]:
     """Images in the parts of a message, and the bytes that are no text."""
-    check_depth(content, "messages")
+    if len(content) > 2 * DEEPEST:
+        check_depth(content, "messages")
     try:
         parts = _parts.decode(content)
     except json.BROKEN:
@@ -263,7 +280,7 @@ def _look(content: json.Raw, needs: set[str]) -> tuple[int, int]:
         if part.type == "image_url":
             needs.add("vision")
             images += 1
-            passed += len(memoryview(part.image_url))
+            passed += len(part.image_url)
         elif part.type == "input_audio":
             needs.add("audio")
         elif part.type == "file":
@@ -273,7 +290,7 @@ def _look(content: json.Raw, needs: set[str]) -> tuple[int, int]:
 
 def _abilities(members: Mapping[str, json.Raw], needs: set[str]) -> None:
     tools = members.get("tools")
-    if tools is not None and len(memoryview(tools)) > 2 and not _is(tools, b"null"):
+    if tools is not None and len(tools) > 2 and not _is(tools, b"null"):
         needs.add("tools")
     if "parallel_tool_calls" in members and _is(members["parallel_tool_calls"], b"true"):
         needs.add("parallel_tools")
@@ -286,13 +303,20 @@ def _abilities(members: Mapping[str, json.Raw], needs: set[str]) -> None:
 
 
 def _is(value: json.Raw, word: bytes) -> bool:
-    view = memoryview(value)
-    return len(view) == len(word) and bytes(view) == word
+    return len(value) == len(word) and bytes(value) == word
+
+
+def _most_output(members: Mapping[str, json.Raw]) -> int | None:
+    """max_completion_tokens, else max_tokens; both are checked."""
+    older = newer = None
+    if "max_tokens" in members:
+        older = _count(members, "max_tokens", json.MAX_SAFE_INTEGER)
+    if "max_completion_tokens" in members:
+        newer = _count(members, "max_completion_tokens", json.MAX_SAFE_INTEGER)
+    return newer if newer is not None else older
 
 
 def _count(members: Mapping[str, json.Raw], name: str, most: int) -> int | None:
-    if name not in members:
-        return None
     number: int | None = _read(members, name, _number, "a whole number")
     if number is not None and not 1 <= number <= most:
         raise _wrong(name, f"must be from 1 to {most}")
@@ -300,11 +324,8 @@ def _count(members: Mapping[str, json.Raw], name: str, most: int) -> int | None:
 
 
 def _read(members: Mapping[str, json.Raw], name: str, decoder: Any, form: str) -> Any:
-    raw = members.get(name)
-    if raw is None:
-        return None
     try:
-        return decoder.decode(raw)
+        return decoder.decode(members[name])
     except json.BROKEN:
         raise _wrong(name, f"must be {form}") from None
 

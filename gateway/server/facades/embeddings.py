@@ -44,7 +44,7 @@ def _prompt(raw: json.Raw) -> int:
     if view[0] == 0x22:  # "
         if len(view) == 2:
             raise _wrong("is empty")
-        return tokens_of(len(view))
+        return tokens_of(len(raw))
     if view[0] != 0x5B:  # [
         raise _wrong("must be a string or a list")
     check_depth(raw, "input")
@@ -58,7 +58,7 @@ def _prompt(raw: json.Raw) -> int:
         raise _wrong(f"has more than {MOST_INPUTS} entries")
     if first == 0x5B:
         return bytes(view).count(b",") + 1
-    return tokens_of(len(view))
+    return tokens_of(len(raw))
 
 
 def _wrong(problem: str) -> InvalidRequest:

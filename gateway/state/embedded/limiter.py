@@ -61,7 +61,7 @@ class EmbeddedLimiter:
             hold.headroom = self._left(told, now)
         if int(now) != self._swept:
             self._swept = int(now)
-            self._sweep(max(8, len(self._round) // 60), now)
+            self._sweep(max(64, len(self._round) // 60), now)
         return hold
 
     async def extend(self, reservation: Reservation, demands: Sequence[Demand]) -> Refusal | None:

@@ -55,3 +55,18 @@ def test_on_a_terminal(args: str, env: dict[str, str], *, coloured: bool) -> Non
     )  # fmt: skip
     assert "python" in done.stdout
     assert ("\x1b[32m" in done.stdout) is coloured
+
+
+@pytest.mark.skipif(not Path("/usr/bin/script").exists(), reason="needs script(1)")
+def test_a_narrow_terminal_cuts_no_cell() -> None:
+    code = (
+        "from gateway.cli import screen\n"
+        "screen.show(screen.table(('id', 'b'), [('r' * 90, 'x y')]))"
+    )
+    done = subprocess.run(
+        ["/usr/bin/script", "-qec", f'{sys.executable} -c "{code}"', "/dev/null"],
+        capture_output=True, text=True, check=False, timeout=30,
+        cwd=Path(screen.__file__).parents[2],
+        env={"TERM": "xterm", "PATH": "/usr/bin:/bin", "COLUMNS": "40"},
+    )  # fmt: skip
+    assert "r" * 90 + "  x y" in done.stdout

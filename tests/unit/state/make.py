@@ -67,7 +67,12 @@ def ended(of: Target, started: float, *, probe: bool = False, took: float = 0.0)
 
 
 def failed(
-    of: Target, started: float, cause: Cause = Cause.SERVER_ERROR, *, probe: bool = False, **why: Any
+    of: Target,
+    started: float,
+    cause: Cause = Cause.SERVER_ERROR,
+    *,
+    probe: bool = False,
+    **why: Any,
 ) -> Attempt:
     attempt = ended(of, started, probe=probe)
     attempt.finished = False

@@ -224,9 +224,7 @@ class Run:
 
     def begin(self) -> None:
         self.lives += 1
-        self.journal = Journal(
-            self.folder, f"w{self.lives}", later=self.pending.append, roll=4_000
-        )
+        self.journal = Journal(self.folder, f"w{self.lives}", later=self.pending.append, roll=4_000)
         self.shipper = Shipper(self.journal.worker)
         self.open: list[str] = []
 
@@ -262,7 +260,7 @@ class Run:
         self.journal.turn()
 
     def do_kill(self) -> None:
-        """kill -9, which may leave half a line; the next one recovers."""
+        """Kill -9, which may leave half a line; the next one recovers."""
         path = self.journal.parts()[-1].path
         self.journal.drop()
         self.shipper.close()

@@ -1,0 +1,69 @@
+"""Who calls; an address that guesses is held off."""
+
+import pytest
+
+from gateway.core.principal import Principal
+from gateway.errors import RateLimited, Unauthenticated
+from gateway.pipeline.authenticate import FAILURES_A_MINUTE, Authenticate
+from tests.support.clock import ManualClock
+from tests.support.fakes import FakeCall, FakeKeys
+
+ALICE = Principal("alice")
+
+
+def made() -> tuple[Authenticate, FakeKeys, ManualClock]:
+    clock = ManualClock()
+    keys = FakeKeys(ALICE)
+    return Authenticate(keys, clock), keys, clock
+
+
+async def fail(step: Authenticate, times: int, address: str = "192.0.2.1") -> None:
+    for _ in range(times):
+        with pytest.raises(Unauthenticated):
+            await step(FakeCall(credential=None, address=address))
+
+
+async def test_a_known_key_is_its_principal():
+    step, _, _ = made()
+    assert await step(FakeCall()) is ALICE
+
+
+async def test_an_unknown_key_is_a_401_that_does_not_say_why():
+    step, keys, _ = made()
+    keys.principal = None
+    with pytest.raises(Unauthenticated) as caught:
+        await step(FakeCall())
+    assert caught.value.code == "invalid_api_key"
+
+
+async def test_twenty_failures_a_minute_are_followed_by_429_without_asking_the_store():
+    step, keys, _ = made()
+    await fail(step, FAILURES_A_MINUTE)
+    finds = keys.finds
+    with pytest.raises(RateLimited) as caught:
+        await step(FakeCall())
+    assert keys.finds == finds
+    assert 0 < caught.value.retry_after <= 60
+
+
+async def test_another_address_is_not_held_off():
+    step, _, _ = made()
+    await fail(step, FAILURES_A_MINUTE)
+    assert await step(FakeCall(address="192.0.2.2")) is ALICE
+
+
+async def test_the_penalty_ends_with_the_minute_it_told():
+    step, _, clock = made()
+    await fail(step, FAILURES_A_MINUTE)
+    with pytest.raises(RateLimited) as caught:
+        await step(FakeCall())
+    clock.advance(caught.value.retry_after)
+    assert await step(FakeCall()) is ALICE
+
+
+async def test_no_failure_of_the_minute_is_forgotten():
+    step, _, _ = made()
+    await fail(step, 1)
+    await fail(step, FAILURES_A_MINUTE - 1)
+    with pytest.raises(RateLimited):
+        await step(FakeCall())
