@@ -18,32 +18,27 @@ line with the port and serves until SIGTERM.
 
 import argparse
 import asyncio
-import base64
 import contextlib
-import itertools
 import math
-import random
 import re
 import secrets
 import signal
-import socket
-import struct
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 from chaos import faults
+from chaos.answers import Chat, Manner, Mistaken, chat_answer, embeddings, prompt_tokens
+from chaos.connection import Asked, Connection, Unreadable
 from chaos.faults import Answer, Fault, Step
 from gateway.clock import Clock, SystemClock
 from gateway.wire import json
 
 T = TypeVar("T")
 
-HEAD_LIMIT = 64 << 10
-BODY_LIMIT = 64 << 20
 FLUSH = 64 << 10  # what is due at once is written together, up to about this
 KEEP_CALLS = 200_000
 KEEP_NAMES = 1000
@@ -51,361 +46,6 @@ KEEP_BODIES = 64 << 20  # bytes; older calls keep everything but headers and bod
 ANY = "*"  # the name whose fault befalls every provider without one of its own
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_LINGER_ZERO = struct.pack("ii", 1, 0)  # close becomes a reset
-_VOCABULARY = (
-    "the a river stone light over under small large green quiet window garden morning letter road "
-    "walks turns keeps finds follows carries opens between because while and then slowly often "
-    "never again bridge winter paper number signal harbour café naïve straße 東京 field answer"
-)
-_WORDS = _VOCABULARY.split()
-
-
-# ------------------------------------------------------------------------------ what is to be said
-
-
-@dataclass(frozen=True, slots=True)
-class Manner:
-    """How a provider answers when it is well. Seconds.
-
-    `latency`: before the head; `ttft`: from there to the first content; `gap`: between contents
-    (0: as fast as the socket takes it); `tokens`: length of a text; `voice`: another voice says
-    something else; `headers`: on every 200.
-    """
-
-    tokens: int = 40
-    ttft: float = 0.0
-    gap: float = 0.0
-    latency: float = 0.0
-    voice: str = ""
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-def prompt_tokens(messages: Sequence[Any]) -> int:
-    """Per message the UTF-8 bytes of its text parts / 4, rounded up; at least 1 in all."""
-    return max(1, sum(_quarter(_text(message)) for message in messages))
-
-
-def words(messages: Sequence[Any], manner: Manner, choice: int = 0) -> list[str]:
-    """The tokens of the text that answers `messages`; a last assistant message is gone on with."""
-    last = messages[-1]
-    prefill = _text(last) if isinstance(last, dict) and last.get("role") == "assistant" else ""
-    asked = messages[:-1] if prefill else messages
-    dice = _dice(manner.voice, asked, choice)
-    said = [f" {word}" for word in dice.choices(_WORDS, k=manner.tokens)]
-    said[:1] = [word.strip().capitalize() for word in said[:1]]
-    if prefill:
-        whole = "".join(said)
-        if whole.startswith(prefill):
-            rest = whole[len(prefill) :]
-            return re.findall(r"\s*\S+", rest)
-    return said
-
-
-def sample(schema: Any, dice: random.Random, root: Any = None, depth: int = 0) -> Any:
-    """A small value that a JSON schema allows (what structured outputs support of it)."""
-    root = schema if root is None else root
-    if not isinstance(schema, dict):
-        return "sim"
-    if "$ref" in schema:
-        return sample(_resolved(str(schema["$ref"]), root), dice, root, depth + 1)
-    if "const" in schema:
-        return schema["const"]
-    if schema.get("enum"):
-        return dice.choice(schema["enum"])
-    for several in ("anyOf", "oneOf", "allOf"):
-        options = schema.get(several)
-        if options:
-            # Deep down the way out of a recursive schema, which is null.
-            ends = [one for one in options if depth > 4 and one.get("type") == "null"]
-            return sample((ends or options)[0], dice, root, depth + 1)
-    return _sample_of_type(schema, dice, root, depth)
-
-
-def _sample_of_type(schema: dict[str, Any], dice: random.Random, root: Any, depth: int) -> Any:
-    kind = schema.get("type", "object" if "properties" in schema else "string")
-    if isinstance(kind, list):
-        kind = next((one for one in kind if one != "null"), "null")
-    match kind:
-        case "object":
-            members = schema.get("properties", {})
-            wanted = schema.get("required", members) if depth > 4 else members
-            return {name: sample(members.get(name), dice, root, depth + 1) for name in wanted}
-        case "array":
-            count = min(max(int(schema.get("minItems", 0)), 0 if depth > 4 else 1), 100)
-            return [sample(schema.get("items"), dice, root, depth + 1) for _ in range(count)]
-        case "integer" | "number":
-            low = schema.get("minimum", schema.get("exclusiveMinimum", 0) + 1)
-            return min(low, schema.get("maximum", low))
-        case "boolean":
-            return True
-        case "null":
-            return None
-        case _:
-            word = dice.choice(_WORDS[:30])
-            return word.ljust(min(int(schema.get("minLength", 0)), 10_000), "x")
-
-
-def _resolved(ref: str, root: Any) -> Any:
-    found = root
-    for part in ref.removeprefix("#").strip("/").split("/"):
-        found = found.get(part) if part and isinstance(found, dict) else found
-    return found
-
-
-def _dice(voice: str, messages: Sequence[Any], choice: int) -> random.Random:
-    return random.Random(b"%s\0%d\0%s" % (voice.encode(), choice, json.dumps(messages)))
-
-
-def _quarter(text: str) -> int:
-    return -(-len(text.encode()) // 4)
-
-
-def _text(message: Any) -> str:
-    content = message.get("content") if isinstance(message, dict) else None
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return "".join(str(part.get("text") or "") for part in parts if isinstance(part, dict))
-
-
-@dataclass(frozen=True, slots=True)
-class _Chat:
-    """A chat request, as far as it matters here."""
-
-    model: str
-    messages: list[Any]
-    stream: bool
-    include_usage: bool
-    limit: int
-    n: int
-    tool: dict[str, Any] | None  # the function to be called instead of a text
-    schema: Any  # of a JSON answer; None: words
-
-    @classmethod
-    def of(cls, body: Mapping[str, Any]) -> "_Chat":
-        """Raises _Mistaken, with what OpenAI would say."""
-        model, messages = body.get("model"), body.get("messages")
-        if not isinstance(model, str) or not model:
-            raise _Mistaken("you must provide a model parameter")
-        if not isinstance(messages, list) or not messages:
-            raise _Mistaken("Missing required parameter: 'messages'.")
-        n = _whole(body, "n", 1)
-        limit = _whole(body, "max_completion_tokens", _whole(body, "max_tokens", 1 << 30))
-        if n > 128:
-            raise _Mistaken("Invalid 'n': integer above maximum value.")
-        options = body.get("stream_options") or {}
-        return cls(
-            model,
-            messages,
-            stream=body.get("stream") is True,
-            include_usage=isinstance(options, dict) and options.get("include_usage") is True,
-            limit=limit,
-            n=n,
-            tool=_tool(body, messages),
-            schema=_schema(body.get("response_format")),
-        )
-
-
-class _Mistaken(ValueError):
-    """The caller's own mistake, in OpenAI's words."""
-
-
-def _whole(body: Mapping[str, Any], name: str, default: int) -> int:
-    value = body.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise _Mistaken(f"Invalid '{name}': expected a whole number of at least 1.")
-    return value
-
-
-def _tool(body: Mapping[str, Any], messages: list[Any]) -> dict[str, Any] | None:
-    """The function to call: the named one, else the first; after a tool's result none (auto)."""
-    offered: list[dict[str, Any]] = [
-        tool["function"]
-        for tool in body.get("tools") or []
-        if isinstance(tool, dict) and isinstance(tool.get("function"), dict)
-    ]
-    choice = body.get("tool_choice", "auto")
-    if not offered or choice == "none":
-        return None
-    if isinstance(choice, dict):
-        name = (choice.get("function") or {}).get("name")
-        return next((one for one in offered if one.get("name") == name), offered[0])
-    answered = isinstance(messages[-1], dict) and messages[-1].get("role") == "tool"
-    return None if answered and choice != "required" else offered[0]
-
-
-def _schema(wanted: Any) -> Any:
-    kind = wanted.get("type") if isinstance(wanted, dict) else None
-    if kind == "json_object":
-        return {"type": "object", "properties": {"answer": {"type": "string"}}}
-    if kind == "json_schema":
-        return (wanted.get("json_schema") or {}).get("schema") or {"type": "object"}
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """One choice: its deltas, each a completion token, and how it ends."""
-
-    deltas: list[dict[str, Any]]
-    message: dict[str, Any]
-    finish: str
-
-
-def _say(chat: _Chat, manner: Manner, choice: int) -> _Said:
-    dice = _dice(manner.voice, chat.messages, choice)
-    if chat.tool is not None:
-        return _call_tool(chat, chat.tool, dice)
-    if chat.schema is not None:
-        pieces = _pieces(json.dumps(sample(chat.schema, dice)).decode())
-    else:
-        pieces = words(chat.messages, manner, choice)
-    kept = pieces[: chat.limit]
-    return _Said(
-        [{"content": piece} for piece in kept],
-        {"role": "assistant", "content": "".join(kept), "refusal": None},
-        "stop" if len(kept) == len(pieces) else "length",
-    )
-
-
-def _call_tool(chat: _Chat, tool: dict[str, Any], dice: random.Random) -> _Said:
-    arguments = json.dumps(sample(tool.get("parameters") or {"type": "object"}, dice)).decode()
-    pieces = _pieces(arguments)
-    kept = pieces[: chat.limit - 1]
-    call = {"id": f"call_{secrets.token_hex(12)}", "type": "function"}
-    name = str(tool.get("name", ""))
-    opening = {"index": 0, **call, "function": {"name": name, "arguments": ""}}
-    deltas: list[dict[str, Any]] = [{"tool_calls": [opening]}]
-    deltas += [{"tool_calls": [{"index": 0, "function": {"arguments": it}}]} for it in kept]
-    whole = {**call, "function": {"name": name, "arguments": "".join(kept)}}
-    return _Said(
-        deltas,
-        {"role": "assistant", "content": None, "refusal": None, "tool_calls": [whole]},
-        "tool_calls" if len(kept) == len(pieces) else "length",
-    )
-
-
-def _pieces(text: str) -> list[str]:
-    return [text[at : at + 4] for at in range(0, len(text), 4)]
-
-
-def _usage(prompt: int, completion: int) -> dict[str, Any]:
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
-        "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
-    }
-
-
-def _chat_answer(chat: _Chat, manner: Manner, created: int, headers: faults.Headers) -> Answer:
-    said = [_say(chat, manner, choice) for choice in range(chat.n)]
-    prompt = prompt_tokens(chat.messages)
-    common: dict[str, Any] = {
-        "id": f"chatcmpl-{secrets.token_hex(14)}",
-        "object": "chat.completion",
-        "created": created,
-        "model": chat.model,
-        "system_fingerprint": "sim",
-    }
-    if chat.stream:
-        return _stream_answer(chat, manner, headers, said, common)
-    billed = sum(len(one.deltas) for one in said)
-    choices = [
-        {"index": at, "message": one.message, "logprobs": None, "finish_reason": one.finish}
-        for at, one in enumerate(said)
-    ]
-    return Answer(
-        (faults.JSON_TYPE, *headers),
-        manner.latency,
-        manner.ttft,
-        manner.gap,
-        stream=False,
-        body={**common, "choices": choices, "usage": _usage(prompt, billed)},
-        billed=billed,
-    )
-
-
-def _stream_answer(
-    chat: _Chat,
-    manner: Manner,
-    headers: faults.Headers,
-    said: list[_Said],
-    common: dict[str, Any],
-) -> Answer:
-    common["object"] = "chat.completion.chunk"
-    tail: dict[str, Any] = {"usage": None} if chat.include_usage else {}
-
-    def told(at: int, delta: dict[str, Any], finish: str | None = None) -> bytes:
-        choice = {"index": at, "delta": delta, "logprobs": None, "finish_reason": finish}
-        return faults.event({**common, "choices": [choice], **tail})
-
-    # Texts are poured into one shell per choice: four times as fast as a whole chunk per token.
-    shells = [told(at, {"content": "\0"}).rpartition(b'"\\u0000"') for at in range(len(said))]
-
-    def token(at: int, delta: dict[str, Any]) -> bytes:
-        if "content" not in delta:
-            return told(at, delta)
-        before, _, after = shells[at]
-        return before + json.dumps(delta["content"]) + after
-
-    rows = itertools.zip_longest(*(one.deltas for one in said))
-    tokens = [token(at, delta) for row in rows for at, delta in enumerate(row) if delta is not None]
-    prompt = prompt_tokens(chat.messages)
-    content = "" if chat.tool is None else None
-    role = {"role": "assistant", "content": content, "refusal": None}
-    return Answer(
-        (faults.SSE_TYPE, *headers),
-        manner.latency,
-        manner.ttft,
-        manner.gap,
-        stream=True,
-        role=b"".join(told(at, role) for at in range(len(said))),
-        tokens=tokens,
-        finish=b"".join(told(at, {}, one.finish) for at, one in enumerate(said)),
-        asked_usage=chat.include_usage,
-        usage=lambda sent: faults.event({**common, "choices": [], "usage": _usage(prompt, sent)}),
-    )
-
-
-def _embeddings(
-    body: Mapping[str, Any], manner: Manner, headers: faults.Headers
-) -> tuple[Answer, int]:
-    """Unit vectors of 8 (or `dimensions`) numbers that follow from the input; prompt tokens."""
-    model, given = body.get("model"), body.get("input")
-    if not isinstance(model, str) or not model:
-        raise _Mistaken("you must provide a model parameter")
-    tokens = isinstance(given, list) and bool(given) and isinstance(given[0], int)
-    inputs: list[Any] = given if isinstance(given, list) and not tokens else [given]
-    if not given or not all(isinstance(one, str | list) for one in inputs):
-        raise _Mistaken("'$.input' is invalid.")
-    size = _whole(body, "dimensions", 8)
-    if size > 4096:
-        raise _Mistaken("Invalid 'dimensions': integer above maximum value.")
-    prompt = sum(len(one) if isinstance(one, list) else _quarter(one) for one in inputs)
-    data = []
-    for at, one in enumerate(inputs):
-        vector = _vector(one, size)
-        told: Any = vector
-        if body.get("encoding_format") == "base64":
-            told = base64.b64encode(struct.pack(f"<{size}f", *vector)).decode()
-        data.append({"object": "embedding", "index": at, "embedding": told})
-    usage = {"prompt_tokens": prompt, "total_tokens": prompt}
-    whole = {"object": "list", "data": data, "model": model, "usage": usage}
-    head = (faults.JSON_TYPE, *headers)
-    return Answer(head, manner.latency, manner.ttft, 0.0, stream=False, body=whole), prompt
-
-
-def _vector(given: Any, size: int) -> list[float]:
-    dice = random.Random(json.dumps(given))
-    numbers = [dice.uniform(-1, 1) for _ in range(size)]
-    length = math.hypot(*numbers)
-    return [round(number / length, 6) for number in numbers]
-
-
 # --------------------------------------------------------------------------------- what was called
 
 
@@ -485,186 +125,6 @@ class _Provider:
         return bool(self.script) or (self.standing is not None and self.times != 0)
 
 
-# -------------------------------------------------------------------------------------- connection
-
-
-@dataclass(frozen=True, slots=True)
-class _Request:
-    method: str
-    path: str
-    headers: dict[str, str]
-    body: bytes
-
-
-class _Unreadable(ValueError):
-    """Not HTTP/1.1, or beyond a limit."""
-
-
-class _Connection(asyncio.Protocol):
-    """One accepted connection: reads requests, writes what it is told, knows when it is left."""
-
-    def __init__(self, upstream: "Upstream") -> None:
-        self._upstream = upstream
-        self._buffer = bytearray()
-        self._more: asyncio.Future[None] | None = None
-        self._writable: asyncio.Future[None] | None = None
-        self._transport: asyncio.Transport | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.left = False  # by the client
-        self.closing = False  # by us
-        self.stale = False  # the next request finds it dead
-
-    # what the loop calls
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast("asyncio.Transport", transport)  # TCP; uvloop's is none of asyncio's
-        self._transport = transport
-        self._upstream.joined(self)
-
-    def data_received(self, data: bytes) -> None:
-        if self.stale:
-            self.close()
-        if self.closing:
-            return
-        self._buffer += data
-        if len(self._buffer) > HEAD_LIMIT + BODY_LIMIT:
-            self.reset()
-        _wake(self._more)
-
-    def eof_received(self) -> None:
-        self._leave()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._leave()
-        self._upstream.parted(self)
-
-    def pause_writing(self) -> None:
-        self._writable = asyncio.get_running_loop().create_future()
-
-    def resume_writing(self) -> None:
-        _wake(self._writable)
-        self._writable = None
-
-    def _leave(self) -> None:
-        if self.closing or self.left:
-            return
-        self.left = True
-        if self.task is not None:
-            self.task.cancel()
-
-    # what the conversation calls
-
-    def write(self, data: bytes) -> None:
-        if self._transport is not None and not self.closing:
-            self._transport.write(data)
-
-    async def room(self) -> None:
-        """Wait until the client has read enough of what was written."""
-        if self._writable is not None:
-            await self._writable
-
-    def close(self) -> None:
-        """FIN, after what was written."""
-        if not self.closing and self._transport is not None:
-            self.closing = True
-            self._transport.close()
-
-    def reset(self) -> None:
-        """RST, now."""
-        if self._transport is None:
-            return
-        self.closing = True
-        raw = self._transport.get_extra_info("socket")
-        if raw is not None and not self._transport.is_closing():
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
-        self._transport.abort()
-
-    def end(self, how: faults.End) -> bool:
-        """What an answer leaves behind; whether another request may come."""
-        match how:
-            case "rst":
-                self.reset()
-            case "fin":
-                self.close()
-            case "stale":
-                self.stale = True
-            case "":
-                return True
-        return False
-
-    async def request(self) -> _Request:
-        """The next request, whole.
-
-        Raises:
-            _Unreadable: not HTTP, or too large.
-        """
-        while (end := self._buffer.find(b"\r\n\r\n")) < 0:
-            if len(self._buffer) > HEAD_LIMIT:
-                raise _Unreadable("head too large")
-            await self._fed()
-        first, *lines = self._take(end + 4)[:-4].decode("latin-1").split("\r\n")
-        line = first.split(" ")
-        if len(line) != 3 or not line[2].startswith("HTTP/1."):
-            raise _Unreadable("not HTTP/1.1")
-        headers: dict[str, str] = {}
-        for each in lines:
-            name, _, value = each.partition(":")
-            headers[name.lower()] = value.strip()
-        if headers.get("expect", "").lower() == "100-continue":
-            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        if "chunked" in headers.get("transfer-encoding", "").lower():
-            body = await self._chunked()
-        else:
-            length = headers.get("content-length", "0")
-            if not length.isdigit() or int(length) > BODY_LIMIT:
-                raise _Unreadable("bad content-length")
-            body = await self._exactly(int(length))
-        return _Request(line[0], line[1].partition("?")[0], headers, body)
-
-    async def _chunked(self) -> bytes:
-        body = bytearray()
-        while True:
-            try:
-                size = int((await self._line()).partition(b";")[0], 16)
-            except ValueError:
-                raise _Unreadable("bad chunk") from None
-            if size < 0 or len(body) + size > BODY_LIMIT:
-                raise _Unreadable("body too large")
-            if size == 0:
-                break
-            body += await self._exactly(size)
-            await self._line()
-        while await self._line():
-            pass  # trailers
-        return bytes(body)
-
-    async def _line(self) -> bytes:
-        while (end := self._buffer.find(b"\r\n")) < 0:
-            if len(self._buffer) > HEAD_LIMIT:
-                raise _Unreadable("line too long")
-            await self._fed()
-        return self._take(end + 2)[:-2]
-
-    async def _exactly(self, size: int) -> bytes:
-        while len(self._buffer) < size:
-            await self._fed()
-        return self._take(size)
-
-    async def _fed(self) -> None:
-        self._more = asyncio.get_running_loop().create_future()
-        await self._more
-
-    def _take(self, size: int) -> bytes:
-        taken = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return taken
-
-
-def _wake(waiter: asyncio.Future[None] | None) -> None:
-    if waiter is not None and not waiter.done():
-        waiter.set_result(None)
-
-
 # -------------------------------------------------------------------------------------- the server
 
 
@@ -680,7 +140,7 @@ class Upstream:
         self._manner = manner or Manner()
         self._clock = clock or SystemClock()
         self._server: asyncio.Server | None = None
-        self._open: set[_Connection] = set()
+        self._open: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._providers: dict[str, _Provider] = {}
         self._calls: deque[Call] = deque(maxlen=keep)
@@ -696,7 +156,7 @@ class Upstream:
         """Listen on 127.0.0.1; port 0 takes a free one."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(
-            lambda: _Connection(self), "127.0.0.1", port, backlog=1024
+            lambda: Connection(self), "127.0.0.1", port, backlog=1024
         )
         self.port = self._server.sockets[0].getsockname()[1]
 
@@ -785,7 +245,7 @@ class Upstream:
 
     # what connections call
 
-    def joined(self, connection: _Connection) -> None:
+    def joined(self, connection: Connection) -> None:
         self.connections_total += 1
         self._open.add(connection)
         self._empty.clear()
@@ -803,7 +263,7 @@ class Upstream:
         self._tasks.add(task)
         task.add_done_callback(self._over)
 
-    def parted(self, connection: _Connection) -> None:
+    def parted(self, connection: Connection) -> None:
         self._open.discard(connection)
         if not self._open:
             self._empty.set()
@@ -819,7 +279,7 @@ class Upstream:
         coming = door.script[0] if door.script else door.standing if door.troubled else None
         return coming is not None and coming.kind == "hang_up"
 
-    async def _converse(self, connection: _Connection) -> None:
+    async def _converse(self, connection: Connection) -> None:
         try:
             while not connection.closing:
                 request = await connection.request()
@@ -827,13 +287,13 @@ class Upstream:
                     break
                 if request.headers.get("connection", "").lower() == "close":
                     break
-        except _Unreadable as error:
+        except Unreadable as error:
             connection.write(_error(400, str(error)))
         finally:
             if not connection.stale:
                 connection.close()
 
-    async def _answer(self, connection: _Connection, request: _Request) -> bool:
+    async def _answer(self, connection: Connection, request: Asked) -> bool:
         """Whether the connection may be used again."""
         first, _, rest = request.path.strip("/").partition("/")
         if first == "__sim":
@@ -849,9 +309,7 @@ class Upstream:
             connection.write(_error(404, f"Invalid URL ({request.method} {request.path})"))
         return True
 
-    async def _called(
-        self, connection: _Connection, request: _Request, name: str, path: str
-    ) -> bool:
+    async def _called(self, connection: Connection, request: Asked, name: str, path: str) -> bool:
         provider = self._provider(name)
         fault = provider.next() if provider.troubled else self._provider(ANY).next()
         started = self._clock.monotonic()
@@ -863,7 +321,7 @@ class Upstream:
             manner = provider.manner or self._manner
             try:
                 answer, prompt = self._composed(path, request.body, manner)
-            except _Mistaken as mistake:
+            except Mistaken as mistake:
                 fault, prompt = faults.bad_request(str(mistake)), 0
                 answer = Answer(_identity(manner), manner.latency, 0.0, 0.0, stream=False)
             return await self._play(connection, faults.perform(fault, answer), call, prompt)
@@ -889,27 +347,27 @@ class Upstream:
             old.body, old.headers = b"", {}
 
     def _composed(self, path: str, body: bytes, manner: Manner) -> tuple[Answer, int]:
-        """The well answer and its prompt tokens; raises _Mistaken."""
+        """The well answer and its prompt tokens; raises Mistaken."""
         try:
             asked = json.loads(body)
         except json.JSONError:
-            raise _Mistaken("We could not parse the JSON body of your request.") from None
+            raise Mistaken("We could not parse the JSON body of your request.") from None
         if not isinstance(asked, dict):
-            raise _Mistaken("Invalid type for the body: expected an object.")
+            raise Mistaken("Invalid type for the body: expected an object.")
         headers = _identity(manner)
         try:
             if path == "v1/embeddings":
-                return _embeddings(asked, manner, headers)
-            chat = _Chat.of(asked)
-            answer = _chat_answer(chat, manner, int(self._clock.now()), headers)
+                return embeddings(asked, manner, headers)
+            chat = Chat.of(asked)
+            answer = chat_answer(chat, manner, int(self._clock.now()), headers)
             return answer, prompt_tokens(chat.messages)
-        except _Mistaken:
+        except Mistaken:
             raise
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
-            raise _Mistaken("A member of the body has the wrong shape.") from None
+            raise Mistaken("A member of the body has the wrong shape.") from None
 
     async def _play(
-        self, connection: _Connection, steps: Iterator[Step], call: Call, prompt: int
+        self, connection: Connection, steps: Iterator[Step], call: Call, prompt: int
     ) -> bool:
         """Write the steps; what is due at once goes out together and is billed as it goes."""
         due, tokens, bills, finished = bytearray(), 0, False, False
@@ -967,7 +425,7 @@ class Upstream:
 
     # asked from outside
 
-    def _controlled(self, request: _Request, name: str, what: str) -> bytes:
+    def _controlled(self, request: Asked, name: str, what: str) -> bytes:
         if (name != ANY and not _NAME.fullmatch(name)) or self._full(name):
             return _error(404, "no such provider")
         match request.method, what:

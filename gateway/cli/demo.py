@@ -26,7 +26,8 @@ import click
 import uvloop
 
 from chaos import faults
-from chaos.upstream import Manner, Upstream
+from chaos.answers import Manner
+from chaos.upstream import Upstream
 from gateway.app.house import House, Wishes
 from gateway.app.source import Source
 from gateway.cli import say

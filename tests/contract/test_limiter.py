@@ -148,6 +148,17 @@ async def test_the_same_account_twice_counts_twice(make_limiter: Make) -> None:
     await held(limiter, Demand(slots(3), 2), Demand(slots(3), 2))  # together above: as the limit
 
 
+async def test_a_refused_extension_leaves_what_was_held(make_limiter: Make) -> None:
+    limiter = make_limiter(ManualClock())
+    reservation = await held(limiter, Demand(slots(3), 1))
+    more = [Demand(slots(3), 1), Demand(slots(0, name="b"), 1)]
+    assert await limiter.extend(reservation, more) is not None
+    assert dict(reservation.held) == {slots(3): 1}
+    assert limiter.headroom([slots(3)])[0].remaining == 2
+    limiter.release(reservation, list(reservation.held))
+    assert limiter.headroom([slots(3)])[0].remaining == 3
+
+
 async def test_with_burst_so_many_at_once_and_then_evenly(make_limiter: Make) -> None:
     clock = ManualClock()
     limiter = make_limiter(clock)
@@ -345,7 +356,7 @@ class Limits(RuleBasedStateMachine):
                 self.held[account] -= n
         held.amounts.clear()
 
-    @rule(seconds=st.one_of(st.floats(0, 3), st.floats(0, 70), st.just(1.0)))
+    @rule(seconds=st.one_of(st.floats(0, 3), st.sampled_from((0.5, 30.0, 59.5, 60.0, 60.5, 61.0))))
     def advance(self, seconds: float) -> None:
         self.clock.advance(seconds)
 

@@ -48,7 +48,7 @@ class Assembled:
         self.identity = identity
         if not read.choices:
             assert read.usage is not None
-            assert event.usage is not None
+            assert event.usage is not None or read.usage.total_tokens == 0
             assert not event.content
             self.frames += 1
             return

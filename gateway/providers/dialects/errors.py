@@ -204,13 +204,13 @@ _SECRETS = re.compile(
     r"|(?i:(?<=key=)|(?<=key:)|(?<=token=))\s*[^\s\"'&,;]+"
 )
 _AGAIN = re.compile(
-    r"(?:try again|retry) (?:in|after) ((?:\d+(?:\.\d+)?\s*(?:milliseconds?|ms|seconds?|minutes?|"
+    r"(?:try again|retry) (?:in|after) ((?:[0-9]{1,9}(?:\.[0-9]+)?\s*(?:milliseconds?|ms|seconds?|minutes?|"
     r"hours?|[smhd])\s*)+)",
     re.IGNORECASE,
 )
-_PIECE = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|milli|s|m|h|d)", re.IGNORECASE)
+_PIECE = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?)\s*(ms|milli|s|m|h|d)", re.IGNORECASE)
 _UNITS = {"ms": 0.001, "milli": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_NUMBER = re.compile(r"\d{1,12}(?:\.\d{1,9})?")
+_NUMBER = re.compile(r"[0-9]{1,15}(?:\.[0-9]{1,9})?")
 _RESETS = (
     ("x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
     ("x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),

@@ -35,9 +35,14 @@ FORBIDDEN = frozenset(
     }
 )
 
-KNOWN = frozenset(
-    ["audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs", "max_completion_tokens", "max_tokens", "messages", "metadata", "modalities", "model", "n", "parallel_tool_calls", "prediction", "presence_penalty", "prompt_cache_key", "reasoning_effort", "response_format", "safety_identifier", "seed", "service_tier", "stop", "store", "stream", "stream_options", "temperature", "tool_choice", "tools", "top_logprobs", "top_p", "user", "verbosity", "web_search_options", "input", "dimensions", "encoding_format"]
-)
+KNOWN = frozenset({
+    "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs",
+    "max_completion_tokens", "max_tokens", "messages", "metadata", "modalities", "model", "n",
+    "parallel_tool_calls", "prediction", "presence_penalty", "prompt_cache_key", "reasoning_effort",
+    "response_format", "safety_identifier", "seed", "service_tier", "stop", "store", "stream",
+    "stream_options", "temperature", "tool_choice", "tools", "top_logprobs", "top_p", "user",
+    "verbosity", "web_search_options", "input", "dimensions", "encoding_format",
+})  # fmt: skip
 """OpenAI's own names: nothing to refuse among them."""
 
 SMALL = 4096  # bytes of a body whose depth is checked as a whole
@@ -53,11 +58,11 @@ _flag = json.Decoder(bool | None)
 _number = json.Decoder(int | None)
 
 
-class _Message(json.Struct):
+class _Message(json.Struct, gc=False):
     content: json.Raw = _EMPTY
 
 
-class _Part(json.Struct):
+class _Part(json.Struct, gc=False):
     type: str = ""
     image_url: json.Raw = _EMPTY
     input_audio: json.Raw = _EMPTY
@@ -258,7 +263,7 @@ def _prompt(members: Mapping[str, json.Raw], needs: set[str]) -> int:
     images = 0
     for message in messages:
         content = message.content
-        if content and memoryview(content)[0] == 0x5B:  # [
+        if len(content) and memoryview(content)[0] == 0x5B:  # [
             parts, passed = _look(content, needs)
             images += parts
             size -= passed

@@ -20,17 +20,9 @@ import openai
 import pytest
 
 from chaos import faults
+from chaos.answers import Manner, prompt_tokens, sample, words
 from chaos.faults import Fault
-from chaos.upstream import (
-    Call,
-    Invoice,
-    Manner,
-    Upstream,
-    UpstreamThread,
-    prompt_tokens,
-    sample,
-    words,
-)
+from chaos.upstream import Call, Invoice, Upstream, UpstreamThread
 from gateway.wire import json
 from tests.support.clock import ManualClock
 

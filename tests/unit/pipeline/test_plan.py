@@ -230,7 +230,7 @@ def test_no_more_targets_are_planned_than_calls_are_left():
 clocks = st.lists(st.floats(0.1, 60), min_size=1, max_size=5)
 
 
-@given(clocks, st.floats(0, 120), st.booleans())
+@given(clocks, st.integers(0, 120_000).map(lambda ms: ms / 1000), st.booleans())
 def test_planned_times_end_by_the_deadline_and_leave_later_targets_their_share(
     firsts, left, stream
 ):
@@ -238,13 +238,13 @@ def test_planned_times_end_by_the_deadline_and_leave_later_targets_their_share(
     chain = make_chain(*steps, retry=Retry(attempts=5))
     facts = make_facts(chain, deadline=Deadline(1000.0 + left), request=make_request(stream=stream))
     made = plan(facts, make_state())
-    if left < MIN_ATTEMPT:
+    if facts.deadline.at - 1000.0 < MIN_ATTEMPT:
         assert made.tries == ()
         return
     assert len(made.tries) == len(firsts)
     for candidate, clock in zip(made.tries, firsts, strict=True):
         assert 0 < candidate.seconds <= clock
-        assert candidate.seconds <= left
+        assert candidate.seconds <= left + 1e-9
     needs = sum(max(0.25, clock / 4) for clock in firsts)
     if needs <= left:  # every one of them hangs, and every one had its share
         gone = 0.0

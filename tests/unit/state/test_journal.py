@@ -224,6 +224,21 @@ def test_two_heirs_do_not_bury_the_same_worker(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_journal_that_was_buried_while_we_waited_for_it_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tmp_path).drop()
+    path = only(tmp_path)
+    flock = module.fcntl.flock
+
+    def late(fd: int, how: int) -> None:
+        path.unlink()  # the other heir was faster
+        flock(fd, how)
+
+    monkeypatch.setattr(module.fcntl, "flock", late)
+    assert not list(orphans(tmp_path))
+
+
 def test_a_worker_that_leaves_with_everything_settled_leaves_no_file(tmp_path: Path) -> None:
     journal = made(tmp_path)
     journal.open(opening())

@@ -26,9 +26,7 @@ class Bench:
         self.task = asyncio.ensure_future(self._attempt())
 
     async def _attempt(self) -> None:
-        self.dog = Watchdog(
-            self.clock, TIMES, self._seconds, self._deadline, stream=self._stream
-        )
+        self.dog = Watchdog(self.clock, TIMES, self._seconds, self._deadline, stream=self._stream)
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError as error:

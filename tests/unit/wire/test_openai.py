@@ -71,11 +71,13 @@ def test_an_odd_answer_is_refused(odd: dict[str, Any]) -> None:
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 3) | st.sampled_from(["", "stop", "x", "default"]),
-    lambda inner: st.lists(inner, max_size=2)
-    | st.dictionaries(
-        st.sampled_from(["index", "id", "type", "function", "name", "arguments", "content"]),
-        inner,
-        max_size=3,
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["index", "id", "type", "function", "name", "arguments", "content"]),
+            inner,
+            max_size=3,
+        )
     ),
     max_leaves=6,
 )

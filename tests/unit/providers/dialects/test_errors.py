@@ -96,7 +96,9 @@ def test_exceptions_come_before_the_status(status: int, body: Any, cause: Cause)
 
 
 def test_too_large_a_request_rests_nobody() -> None:
-    failure = judge(429, said("Request too large for gpt-4o. Try again in 5s"), {"retry-after": "9"})
+    failure = judge(
+        429, said("Request too large for gpt-4o. Try again in 5s"), {"retry-after": "9"}
+    )
     assert not failure.throttles
     assert failure.retry_after is None
 
@@ -196,12 +198,14 @@ def test_junk_never_raises(text: str, date: str) -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=10),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["error", "message", "code", "type", "detail", "param", "innererror"]),
-        inner,
-        max_size=4,
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text(max_size=10),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["error", "message", "code", "type", "detail", "param", "innererror"]),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=12,
 )
@@ -263,9 +267,7 @@ def test_a_deep_body_does_not_break_us() -> None:
     json.loads(judge(400, deep).body)
 
 
-@pytest.mark.parametrize(
-    "cause_status", [401, 402, 404, 429, 500, 503]
-)
+@pytest.mark.parametrize("cause_status", [401, 402, 404, 429, 500, 503])
 def test_only_the_callers_own_mistakes_are_relayed(cause_status: int) -> None:
     assert judge(cause_status, said("internal detail")).body == b""
 

@@ -75,10 +75,14 @@ COUNTS = st.integers(0, 10_000)
 
 
 @given(COUNTS, COUNTS, COUNTS, COUNTS, COUNTS, COUNTS)
-def test_parts_are_never_more_than_the_whole(a: int, b: int, c: int, d: int, e: int, f: int) -> None:
+def test_parts_are_never_more_than_the_whole(
+    a: int, b: int, c: int, d: int, e: int, f: int
+) -> None:
     usage = read(
         **tokens(
-            a, b, c,
+            a,
+            b,
+            c,
             prompt_tokens_details={"cached_tokens": d, "cache_write_tokens": e},
             completion_tokens_details={"reasoning_tokens": f},
         )  # fmt: skip
@@ -94,9 +98,7 @@ def test_parts_are_never_more_than_the_whole(a: int, b: int, c: int, d: int, e: 
 
 @given(COUNTS, COUNTS, COUNTS)
 def test_genai_prices_counts_the_same(prompt: int, completion: int, cached: int) -> None:
-    told = tokens(
-        prompt + cached + 1, completion, prompt_tokens_details={"cached_tokens": cached}
-    )
+    told = tokens(prompt + cached + 1, completion, prompt_tokens_details={"cached_tokens": cached})
     theirs = extract_usage(
         {"model": "gpt-4o", "usage": told}, provider_id="openai", api_flavor="chat"
     ).usage
