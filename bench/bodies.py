@@ -6,12 +6,13 @@ from typing import Any
 
 MODEL = "smart"  # the chain of the generated configuration; the other servers do not look
 
-_WORDS = (
+_PROSE = (
     "the order was promised for Monday and the carrier says «held at depot» while our ledger shows"
     " a second charge of 49,90 € on the same seat so please check whether a refund is due under"
     " policy number seven and answer in two short sentences naming the document you found it in"
     " naïve customers café Zürich invoice March April shipment warehouse status pending delivered"
-).split()
+)
+_WORDS = _PROSE.split()
 _TOOLS = (
     "search_orders", "get_order", "refund_order", "search_documents", "read_document", "send_email",
     "open_ticket", "close_ticket", "list_shipments", "get_customer", "update_customer", "run_query",

@@ -1,9 +1,9 @@
 """What the gateway adds to a call: CPU per request and chunk, latency, memory. Linux, no root.
 
-    make bench
-    make bench ARGS="--cases 1k-c64,hot-c64 --rounds 5 --seconds 3"
-    make bench ARGS=--write            # the block in bench/README.md anew
-    PY_SPY=/tmp/v/bin/py-spy make bench ARGS="--profile --cases 1k-c64"
+make bench
+make bench ARGS="--cases 1k-c64,hot-c64 --rounds 5 --seconds 3"
+make bench ARGS=--write            # the block in bench/README.md anew
+PY_SPY=/tmp/v/bin/py-spy make bench ARGS="--profile --cases 1k-c64"
 """
 
 import argparse
@@ -13,7 +13,9 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from rig import HERE, OUT, Case, Report, Rig, Server, Unable
+from machine import HERE, OUT, Unable
+from rig import Case, Report, Rig
+from servers import Server
 from spy import profile
 from table import facts, headline, markdown, row_of, write_into
 
@@ -34,6 +36,7 @@ MORE = (
     Case("blast-c16", "stream without pauses, 16", "1k-stream", 16, 0, 256),
 )
 BY_NAME = {case.name: case for case in (*CASES, *MORE)}
+KNOWN = {"nginx", "plain", "gateway"}
 WARM_UP = (BY_NAME["1k-c64"], BY_NAME["hot-c64"])
 
 
@@ -54,15 +57,17 @@ def _arguments() -> argparse.Namespace:
     names = ", ".join(BY_NAME)
     parser.add_argument("--cases", default="", help=f"default, all, or some of: {names}")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1.0, help="measured in each run")
-    parser.add_argument("--warm", type=float, default=0.5, help="before it")
-    parser.add_argument("--only", default="nginx,gateway", help="servers beside the direct runs")
+    parser.add_argument("--seconds", type=float, default=0.8, help="measured in each run")
+    parser.add_argument("--warm", type=float, default=0.4, help="before it")
+    parser.add_argument(
+        "--only", default="nginx,plain,gateway", help="servers beside the direct runs"
+    )
     parser.add_argument("--gateway-args", default="", help="more for `gateway serve`: -q")
     parser.add_argument("--profile", action="store_true", help="py-spy (PATH or $PY_SPY) instead")
     parser.add_argument("--write", action="store_true", help="put the table into bench/README.md")
     asked = parser.parse_args()
-    if unknown := set(asked.only.split(",")) - {"nginx", "gateway"}:
-        parser.error(f"--only knows nginx and gateway, not {', '.join(unknown)}")
+    if unknown := set(asked.only.split(",")) - KNOWN:
+        parser.error(f"--only knows nginx, plain and gateway, not {', '.join(unknown)}")
     return asked
 
 
@@ -80,7 +85,7 @@ def _compare(rig: Rig, cases: list[Case], asked: argparse.Namespace) -> int:
     began = time.monotonic()
     for server in rig.servers[1:]:
         for case in WARM_UP:
-            rig.measure(server, case, 1.0, 0.5)
+            rig.measure(server, case, 1.0, 0.3)
     rows = []
     for turn in range(asked.rounds):
         for case in cases:
@@ -110,9 +115,7 @@ def _in_turn(servers: list[Server], turn: int) -> list[Server]:
     return servers[at:] + servers[:at]
 
 
-def _left(
-    began: float, done: int, cases: list[Case], rig: Rig, asked: argparse.Namespace
-) -> str:
+def _left(began: float, done: int, cases: list[Case], rig: Rig, asked: argparse.Namespace) -> str:
     runs = asked.rounds * len(cases) * len(rig.servers)
     passed = time.monotonic() - began
     left = (runs - done) * (passed / done if done > 3 else asked.seconds + asked.warm + 0.4)

@@ -10,12 +10,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rig import ROOT, Case, Report, Server
+from machine import ROOT
+from rig import Case, Report
+from servers import Server
 
 BEGIN, END = "<!-- bench: written by make bench ARGS=--write -->", "<!-- bench: end -->"
 NOISY = 0.05  # of all CPUs taken by other processes while we measured
 COLUMNS = (
-    "case", "server", "CPU µs/request", "of it loop", "CPU µs/chunk", "× upstream", "requests/s",
+    "case", "server", "CPU µs/request", "of it loop", "CPU µs/chunk", "x upstream", "x plain", "requests/s",
     "+p50 ms", "+p95 ms", "+p99 ms", "+first token ms",
 )  # fmt: skip
 PACKAGES = ("aiohttp", "uvloop", "msgspec", "orjson", "httptools")
@@ -31,6 +33,12 @@ def row_of(case: Case, rows: list[Report], server: str) -> Report:
     for name in ("cpu_us", "loop_us", "cpu_us_chunk", "times_upstream", "rps", "rss_mb",
                  "upstream_us", "left_us_per_request", "cpu_share", "others_share"):  # fmt: skip
         told[name] = _median(row[name] for row in mine)
+    told["cpu_us_least"] = min((row["cpu_us"] for row in mine), default=0.0)
+    plain = {row["round"]: row for row in rows
+             if row["case"] == case.name and row["server"] == "plain"}  # fmt: skip
+    told["times_plain"] = _median(
+        row["cpu_us"] / plain[row["round"]]["cpu_us"] for row in mine if row["round"] in plain
+    )
     told["errors"] = sum(row["errors"] for row in mine)
     what = "chunk_delay_us" if case.stream else "latency_us"
     for quantile in ("p50", "p95", "p99"):
@@ -47,11 +55,13 @@ def row_of(case: Case, rows: list[Report], server: str) -> Report:
 def markdown(cases: Iterable[Case], told: list[Report], servers: list[Server], head: str) -> str:
     """The table, and what stands above and below it."""
     lines = [head, "", f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-    for case in cases:
-        for row in told:
-            if row["case"] == case.name and row["server"] != "direct":
-                lines.append(f"| {' | '.join(_cells(case, row))} |")
-    lines += [""]
+    by_name = {case.name: case for case in cases}
+    lines += [
+        f"| {' | '.join(_cells(by_name[row['case']], row))} |"
+        for row in told
+        if row["server"] != "direct"
+    ]
+    lines.append("")
     for server in servers:
         if server.process is not None:
             last = [row["rss_mb"] for row in told if row["server"] == server.name]
@@ -79,12 +89,11 @@ def _cells(case: Case, row: Report) -> list[str]:
         f"{row['loop_us']:.0f}",
         f"{row['cpu_us_chunk']:.1f}" + _bar(bars, "cpu_us_chunk", row) if case.stream else "",
         f"{row['times_upstream']:.1f}",
+        f"{row['times_plain']:.2f}" if row["times_plain"] else "",
         f"{row['rps']:.0f}" + (f" ({row['errors']} errors)" if row["errors"] else ""),
     ]  # fmt: skip
-    for name in ("added_p50_ms", "added_p95_ms", "added_p99_ms"):
-        said.append(f"{row[name]:.2f}" + _bar(bars, name, row))
-    first = "added_first_ms"
-    said.append(f"{row[first]:.2f}" + _bar(bars, first, row) if case.stream else "")
+    for name in ("added_p50_ms", "added_p95_ms", "added_p99_ms", "added_first_ms"):
+        said += [f"{row[name]:.2f}" + _bar(bars, name, row) if name in row else ""]
     return said
 
 

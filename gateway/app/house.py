@@ -15,7 +15,7 @@ from gateway.app.source import Source
 from gateway.clock import Clock
 from gateway.config.load import Loaded
 from gateway.config.mistakes import ConfigError
-from gateway.core.events import Event, Lifecycle, Reloaded
+from gateway.core.events import Event, Lifecycle, Reloaded, StateTrouble
 from gateway.core.plan import Facts
 from gateway.core.ports import Facade, Listener, Provider
 from gateway.core.snapshot import Snapshot
@@ -129,7 +129,7 @@ class House:
                     next_free=self.wishes.next_free,
                 )
             )
-            self._tasks = await stack.enter_async_context(_Tasks())
+            self._tasks = await stack.enter_async_context(_Tasks(self.heard))
             self._tasks.start(self.readiness.watch(lambda: self.snapshot, lambda: self.adapters))
             self._tasks.start(self._watch_file())
             self._tasks.start(self._watch_lag())
@@ -277,9 +277,10 @@ class House:
 
 
 class _Tasks:
-    """Owns the tasks of the process; they end when it does, and one that breaks is heard."""
+    """Owns the tasks of the process: they end when it does; one that breaks is heard, no more."""
 
-    def __init__(self) -> None:
+    def __init__(self, heard: Callable[[Event], None]) -> None:
+        self._heard = heard
         self._group = asyncio.TaskGroup()
         self._running: set[asyncio.Task[None]] = set()
 
@@ -293,6 +294,12 @@ class _Tasks:
         await self._group.__aexit__(None, None, None)
 
     def start(self, work: Coroutine[None, None, None]) -> None:
-        task = self._group.create_task(work)
+        task = self._group.create_task(self._watched(work))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+
+    async def _watched(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - a boundary: no chore may end the service
+            self._heard(StateTrouble("house", work.__qualname__, type(error).__name__))

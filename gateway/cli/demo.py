@@ -108,7 +108,8 @@ def command(*, requests: int, seed: int, speed: float, as_json: bool, once: bool
     with tempfile.TemporaryDirectory(prefix="gateway-demo-") as state:
         text = files("gateway.cli").joinpath("demo.yaml").read_text()
         source = Source({}, text=text.replace("dir: ./state", f"dir: {state}"))
-        house = House(source, SystemClock(), Wishes(Secret(secrets.token_urlsafe(32)), next_free=True))
+        wishes = Wishes(Secret(secrets.token_urlsafe(32)), next_free=True)
+        house = House(source, SystemClock(), wishes)
         show = Show(house, Path(state), requests, seed, speed, quiet=as_json)
         try:
             figures = uvloop.run(show.run(stay=stay))

@@ -71,13 +71,15 @@ class Admit:
                 raise refused(taken)
             return taken
 
+        accounts = facts.principal.accounts
+        slots = [Demand(account, 1) for account in accounts if account.kind == "concurrency"]
+
         def room_in() -> float:
             plan = self.plan(facts)
             full = _every_target_full(plan)
             if full is not None:
                 return (full.until or 0.0) - self.clock.monotonic()
-            callers = self._demands(facts, plan)[: len(facts.principal.accounts)]
-            return self.limiter.wait(callers)
+            return self.limiter.wait(slots)  # of other limits `again` tells at once
 
         began = self.clock.monotonic()
         try:

@@ -107,6 +107,7 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         self._spent = NOTHING_SPENT
         self._calls: dict[str, int] = {}  # by target id
         self._again: list[_Again] = []
+        self._waits_until = steps.clock.monotonic() + facts.chain.retry.max_wait
         self._refused: list[Skip] = []  # by their accounts or a probe under way, at the last moment
         self._sending: AbstractAsyncContextManager[UpstreamReply] | None = None
         self._under_way: Attempt | None = None
@@ -185,6 +186,7 @@ class _Walk(AbstractAsyncContextManager[Answer]):
 
     async def _next(self, failed: Try, failure: Failure) -> tuple[Try, str] | None:
         """What follows a failed attempt."""
+        self._waits_until = self._steps.clock.monotonic() + self._retry().max_wait
         if self._spent.calls >= self._retry().attempts:
             return None
         if (again := await self._once_more(failed, failure)) is not None:
@@ -285,7 +287,7 @@ class _Walk(AbstractAsyncContextManager[Answer]):
                     return repeated, "retry"
             elif (panic := self._panic(plan, now)) is not None:
                 return panic, "probe"
-            elif not self._fits(opening - now):
+            elif opening > self._waits_until or not self._fits(opening - now):
                 return None
             else:
                 await self._pause(max(0.001, opening - now))
@@ -314,7 +316,8 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         if not usable or len(resting) < len(usable) or self._calls:
             return None
         soonest = min(resting, key=lambda skip: skip.until or 0.0)
-        if self._facts.deadline.left(self._steps.clock) < MIN_ATTEMPT:
+        probing = self._steps.health.standing(soonest.target.id).probing
+        if probing or self._facts.deadline.left(self._steps.clock) < MIN_ATTEMPT:
             return None
         if not self._steps.panic.take(now):
             return None

@@ -15,7 +15,6 @@ from gateway.pipeline.balance import hash01, ranked
 
 MIN_ATTEMPT = 0.25  # seconds: no attempt starts with less
 NEED_SHARE = 0.25  # of a later target's clock is kept back for it
-LEAST_SHARE = NEED_SHARE / 2  # of its own clock: below it the reserves of later ones are given back
 DEFAULT_OUTPUT = 4096  # tokens, where neither caller, tier nor target bounds the output
 ESTIMATE_SLACK = 0.6  # an estimated prompt may in truth be this much shorter
 QUICK_EFFORTS = frozenset({b'"none"', b'"minimal"', b'"low"'})
@@ -255,11 +254,11 @@ def _timed(usable: Sequence[Try], left: float, calls: int) -> tuple[Try, ...]:
     tries = usable[: max(0, calls)]
     timed: list[Try] = []
     for index, candidate in enumerate(tries):
-        least = min(candidate.seconds, max(MIN_ATTEMPT, LEAST_SHARE * candidate.seconds))
+        least = min(candidate.seconds, _need(candidate) / 2)
         seconds = min(candidate.seconds, left)
         reserve = 0.0
         for later in tries[index + 1 :]:
-            reserve += max(MIN_ATTEMPT, NEED_SHARE * later.seconds)
+            reserve += _need(later)
             if left - reserve < least:
                 break
             seconds = min(candidate.seconds, left - reserve)
@@ -267,6 +266,11 @@ def _timed(usable: Sequence[Try], left: float, calls: int) -> tuple[Try, ...]:
             candidate if seconds == candidate.seconds else replace(candidate, seconds=seconds)
         )
     return tuple(timed)
+
+
+def _need(candidate: Try) -> float:
+    """Seconds in which it should answer, as far as its clock tells."""
+    return max(MIN_ATTEMPT, NEED_SHARE * candidate.seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from gateway.core.snapshot import Snapshot
 from gateway.core.story import story
 from gateway.core.target import Cause, Failure
 from gateway.errors import (
+    RETRY_WORTH_WAITING,
     GatewayError,
     InvalidRequest,
     Overloaded,
@@ -80,8 +81,9 @@ def tell(error: GatewayError, exchange: Exchange, snapshot: Snapshot, clock: Clo
     """The error with everything the road knows of it: attempts, headers, the trace if wanted."""
     exchange.error = error
     error.request_id = exchange.id
-    if error.retryable and error.retry_after is not None:
-        error.retry_after *= random.uniform(1, 1 + RETRY_SPREAD)  # noqa: S311 - spreads load
+    if error.should_retry and error.retry_after is not None:
+        later = error.retry_after * random.uniform(1, 1 + RETRY_SPREAD)  # noqa: S311 - spreads load
+        error.retry_after = max(error.retry_after, min(later, RETRY_WORTH_WAITING))
     error.attempts = [_told(attempt) for attempt in exchange.attempts]
     exchange.ended = clock.monotonic()
     error.told = answer_headers(exchange, snapshot, clock)

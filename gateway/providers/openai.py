@@ -2,9 +2,8 @@
 
 from gateway.core.ports import Provider
 from gateway.core.target import Target
-from gateway.providers.dialects.chat import Chat
+from gateway.providers.dialects import chat
 
 
 def adapter(target: Target) -> Provider:
-    secret = target.secret.reveal()
-    return Chat(target, {"authorization": f"Bearer {secret}"} if secret else {})
+    return chat.with_bearer(target)

@@ -76,9 +76,7 @@ class Connection(BaseProtocol):
         "_last", "_payload", "_port", "_task", "_wake", "address", "busy", "evicted",
     )  # fmt: skip
 
-    def __init__(
-        self, port: Port, loop: asyncio.AbstractEventLoop, *, full: bool = False
-    ) -> None:
+    def __init__(self, port: Port, loop: asyncio.AbstractEventLoop, *, full: bool = False) -> None:
         bounds = port.bounds
         parser = HttpRequestParser(
             self,

@@ -81,8 +81,7 @@ class Incoming:
             if passed >= bounds.body or payload.total_bytes < bounds.body_rate * passed:
                 payload.set_exception(
                     SlowRequest(
-                        f"The body came too slowly: {payload.total_bytes} bytes"
-                        f" in {passed:.0f} s."
+                        f"The body came too slowly: {payload.total_bytes} bytes in {passed:.0f} s."
                     )
                 )
                 return

@@ -24,9 +24,7 @@ SLICE = 128 * 1024  # bytes handed to the socket before looking whether it takes
 COPIED = 64 * 1024  # a longer body is written beside its head instead of behind it
 LAST_CHUNK = b"0\r\n\r\n"
 
-_STATUS = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus
-}
+_STATUS = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 _NOTHING: Mapping[str, str] = {}
 
 
@@ -111,8 +109,8 @@ class Outgoing:
         if self._stream:
             self._end(end)
             return
-        body = self._parts[0] if len(self._parts) == 1 and not end else b"".join(
-            [*self._parts, end]
+        body = (
+            self._parts[0] if len(self._parts) == 1 and not end else b"".join([*self._parts, end])
         )
         self.whole(200, body, self._headers, voice.content_type)
 
@@ -250,5 +248,3 @@ class Outgoing:
         if self._alarm is not None:
             self._alarm()
             self._alarm = None
-
-

@@ -114,21 +114,23 @@ class Servers:
         """Evict what is being answered; whoever does not take its last words is cut off."""
         for connection in list(desk.connections):
             connection.evict()
-        deadline = self._clock.monotonic() + LAST_WORDS
-        while desk.connections and self._clock.monotonic() < deadline:
-            await self._clock.sleep(LOOK)
+        await self._until(lambda: not desk.connections, LAST_WORDS, hurried=False)
         for connection in list(desk.connections):
             connection.abort()
         await self._clock.sleep(0)
 
-    async def _until(self, met: Callable[[], bool], seconds: float) -> None:
-        """Until `met`, or `seconds` have passed, or somebody is in a hurry."""
+    async def _until(
+        self, met: Callable[[], bool], seconds: float, *, hurried: bool = True
+    ) -> None:
+        """Until `met`, or `seconds` have passed, or (if `hurried`) somebody is in a hurry."""
         end = self._clock.monotonic() + seconds
-        while not met() and not self._hurried.is_set():
+        pause = 0.0
+        while not met() and not (hurried and self._hurried.is_set()):
             left = end - self._clock.monotonic()
             if left <= 0:
                 return
-            await self._clock.sleep(min(LOOK, left))
+            await self._clock.sleep(min(pause, left))
+            pause = min(LOOK, pause + 0.001)
 
     async def _listen(self, desk: Desk, host: str, port: int) -> tuple[asyncio.Server, int]:
         loop = asyncio.get_running_loop()

@@ -244,13 +244,12 @@ class Journal:
         return fds
 
     def leave(self) -> bool:
-        """The worker goes, and all is shipped: the file with it. Open attempts keep the file."""
-        done = not self._open and not self._pending
-        if done:
-            for part in self.parts():
-                part.path.unlink(missing_ok=True)
-        self.drop()
-        return done
+        """All is shipped and the worker goes: the file with it, unless an attempt is still open."""
+        if self._open or self._pending:
+            return False
+        for part in self.parts():
+            part.path.unlink(missing_ok=True)
+        return True
 
     def drop(self) -> None:
         """Let go of the files as a killed process would."""

@@ -72,7 +72,8 @@ class RequestLog:
         self._ended = False
         self._thread: threading.Thread | None = None
         self._foreign = Foreign(self)
-        self.dropped = 0
+        self.dropped = 0  # so far; only the loop writes it
+        self._told = 0  # of them; only the thread writes it
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=self._run, name="request-log", daemon=True)
@@ -105,8 +106,8 @@ class RequestLog:
             what, now, config = self._waiting.popleft()
             line = what if isinstance(what, dict) else line_of(what, now, config)
             lines.append(self._render({"ts": _moment(now), **line}))
-        if self.dropped:
-            dropped, self.dropped = self.dropped, 0
+        if (dropped := self.dropped - self._told) > 0:
+            self._told += dropped
             lost = {"level": "warning", "event": "log", "dropped": dropped}
             lines.append(self._render({"ts": _moment(self._clock.now()), **lost}))
         if not lines:
@@ -221,7 +222,7 @@ def _other_line(event: Event) -> Line:
             told["seconds"] = round(event.seconds)
         case Reloaded():
             told = {"event": "config", "level": "error" if event.problem else "info"}
-            told |= {"config": event.config, "problem": event.problem}
+            told |= {"config": event.config, "problem": event.problem, "note": event.note}
         case Lifecycle():
             told = {"event": _LIFE[event.what], "level": "info", "detail": event.detail}
         case StateTrouble():

@@ -4,9 +4,13 @@ The names are API (operate.md 4.2). A label's value comes from the configuration
 never from a request. What an alert rates starts at 0; what a reload removed disappears.
 """
 
+import asyncio
 import platform
+import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -79,6 +83,7 @@ LIMIT_CODES = {
 LIMIT_SCOPES = frozenset({"key", "user", "team", "session"})
 TOKEN_KINDS = ("input", "output", "cache_read", "cache_write", "reasoning")
 BREAKER = {"closed": 0, "half-open": 1, "open": 2}
+PATIENCE = 2.0  # seconds a scrape waits for the loop
 MOST_OPS = 64  # distinct (backend, operation) pairs
 
 REQUEST_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 300.0)
@@ -90,7 +95,7 @@ QUEUE_SECONDS = (0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0)
 
 @dataclass(frozen=True, slots=True)
 class Gauges:
-    """What is looked up when somebody asks; each is called in the rendering thread.
+    """What is looked up when somebody asks; each is called on the loop that called `use`.
 
     Args:
         inflight_requests, queue_depth: by chain. inflight_attempts: by target.
@@ -168,9 +173,17 @@ class ChainCell:
     """A chain."""
 
     __slots__ = (
-        "answers", "exhausted", "fallbacks", "first", "pairs", "queued", "requests", "seconds",
-        "shed", "skips",
-    )  # fmt: skip
+        "answers",
+        "exhausted",
+        "fallbacks",
+        "first",
+        "pairs",
+        "queued",
+        "requests",
+        "seconds",
+        "shed",
+        "skips",
+    )
 
     def __init__(self, targets: Iterable[str]) -> None:
         self.requests: dict[tuple[str, int], int] = dict.fromkeys(
@@ -210,6 +223,8 @@ class Metrics(Collector):
         self._state_errors: dict[tuple[str, str], int] = {}
         self._reload_ok = 1
         self._reloaded = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
@@ -242,6 +257,9 @@ class Metrics(Collector):
         self._config = snapshot.config
         if now:
             self._reloaded = now
+        with suppress(RuntimeError):  # no loop: everything is in one thread
+            self._loop = asyncio.get_running_loop()
+            self._thread = threading.get_ident()
 
     def heard(self, event: Event) -> None:
         if isinstance(event, RequestEnded):
@@ -372,13 +390,37 @@ class Metrics(Collector):
         yield from self._of_targets(targets)
         yield self._of_overhead()
         yield from self._of_the_house()
-        yield from _looked_up(self._gauges)
+        yield from self._of_gauges()
+
+    def _of_gauges(self) -> Sequence[Metric]:
+        """What is looked up belongs to the loop: it is asked there, though we are in a thread."""
+
+        def look() -> Sequence[Metric]:
+            return tuple(_looked_up(self._gauges))
+
+        loop = self._loop
+        if loop is None or not loop.is_running() or threading.get_ident() == self._thread:
+            return look()
+        looked: Future[Sequence[Metric]] = Future()
+
+        def ask() -> None:
+            try:
+                looked.set_result(look())
+            except Exception as error:  # noqa: BLE001 - the loop must not stumble over a gauge
+                looked.set_exception(error)
+
+        loop.call_soon_threadsafe(ask)
+        try:
+            return looked.result(PATIENCE)
+        except TimeoutError:
+            return ()  # a loop that hangs is told by the lag of the next scrape
 
     def _of_overhead(self) -> Metric:
         family = HistogramMetricFamily(
-            "gateway_overhead_seconds", "Time of our own, without upstream and queue",
+            "gateway_overhead_seconds",
+            "Time of our own, without upstream and queue",
             labels=["phase"],
-        )  # fmt: skip
+        )
         for phase, histogram in (("plan", self._planning), ("total", self._overhead)):
             buckets, total = histogram.buckets()
             family.add_metric([phase], buckets, total)
@@ -386,9 +428,10 @@ class Metrics(Collector):
 
     def _of_targets(self, targets: dict[str, TargetCell]) -> Iterator[Metric]:
         seconds = HistogramMetricFamily(
-            "gateway_attempt_duration_seconds", "Upstream calls, from dial to end",
+            "gateway_attempt_duration_seconds",
+            "Upstream calls, from dial to end",
             labels=["target"],
-        )  # fmt: skip
+        )
         unpriced = _counter(
             "gateway_unpriced_requests", "Calls to a target without a price", "target"
         )
@@ -426,9 +469,7 @@ class Metrics(Collector):
             "gateway_config_last_reload_timestamp_seconds", "When the configuration was loaded"
         )
         when.add_metric([], self._reloaded)
-        build = _gauge(
-            "gateway_build_info", "What runs here", "version", "python", "config_hash"
-        )
+        build = _gauge("gateway_build_info", "What runs here", "version", "python", "config_hash")
         build.add_metric([self._version, platform.python_version(), self._config], 1)
         yield from (rejections, errors, ok, when, build)
 
@@ -463,9 +504,10 @@ def _of_requests(chains: Mapping[str, ChainCell]) -> Iterator[Metric]:
     )
     answers = _counter("gateway_answers", "Answered requests, by who answered", "chain", "by")
     seconds = HistogramMetricFamily(
-        "gateway_request_duration_seconds", "Requests, from head to last byte",
+        "gateway_request_duration_seconds",
+        "Requests, from head to last byte",
         labels=["chain", "stream"],
-    )  # fmt: skip
+    )
     first = HistogramMetricFamily(
         "gateway_time_to_first_token_seconds", "From head to first content", labels=["chain"]
     )
@@ -531,10 +573,14 @@ def _of_spending(chains: Mapping[str, ChainCell]) -> Iterator[Metric]:
 def _looked_up(gauges: Gauges) -> Iterator[Metric]:
     by_name = (
         ("gateway_inflight_requests", "Requests under way", "chain", gauges.inflight_requests),
-        ("gateway_inflight_attempts", "Upstream calls under way", "target",
-         gauges.inflight_attempts),
+        (
+            "gateway_inflight_attempts",
+            "Upstream calls under way",
+            "target",
+            gauges.inflight_attempts,
+        ),
         ("gateway_queue_depth", "Requests waiting for a slot", "chain", gauges.queue_depth),
-    )  # fmt: skip
+    )
     for name, told, label, look in by_name:
         if look is not None:
             family = _gauge(name, told, label)
@@ -549,10 +595,13 @@ def _looked_up(gauges: Gauges) -> Iterator[Metric]:
             family.add_metric([target, kind], ratio)
         yield family
     alone = (
-        ("gateway_ledger_drift_nano_usd", "Sum of the lines less what was counted",
-         gauges.ledger_drift),
+        (
+            "gateway_ledger_drift_nano_usd",
+            "Sum of the lines less what was counted",
+            gauges.ledger_drift,
+        ),
         ("gateway_event_loop_lag_seconds", "How late the event loop is", gauges.loop_lag),
-    )  # fmt: skip
+    )
     for name, told, figure in alone:
         if figure is not None:
             family = _gauge(name, told)

@@ -123,7 +123,7 @@ class Chunk(_Shape):
 
 
 class Function(_Shape):
-    name: str
+    name: Name
     arguments: Name  # an empty text is no JSON: `{}` is
 
 

@@ -6,11 +6,12 @@ and moves the clock from timer to timer until it is over.
 """
 
 import asyncio
+import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from gateway.clock import Clock, Deadline
 from gateway.core.attempt import Attempt, Exchange, Line, Opening, StreamEvent
@@ -31,6 +32,7 @@ from gateway.pipeline.plan import Planner, Sources
 from gateway.pipeline.queue import Queue
 from gateway.pipeline.road import Road
 from gateway.pipeline.settle import Settle
+from gateway.state.embedded.health import LocalHealth
 from gateway.state.embedded.limiter import EmbeddedLimiter
 from gateway.wire import json
 from tests.support.clock import ManualClock
@@ -287,7 +289,7 @@ class _Sending:
         if until >= limit:
             raise Failed(fails(self._late))
 
-    async def __aenter__(self) -> "_Sending":
+    async def __aenter__(self) -> Self:
         upstreams = self._upstreams
         upstreams.asked.append(self._target_id)
         upstreams.times.append(self._clock.monotonic())
@@ -556,6 +558,7 @@ class World:
         *,
         principal: Principal = LOCAL,
         queue: tuple[int, int] = (256, 1_000_000),
+        real_health: bool = False,
     ) -> None:
         self.clock = clock = ManualClock()
         self.chain = chain
@@ -563,16 +566,16 @@ class World:
         self.heard: list[Event] = []
         self.limiter = EmbeddedLimiter(clock)
         self.ledger = FakeLedger()
-        self.health = FakeHealth()
+        self.health: Any = FakeHealth()
+        if real_health:
+            self.health = LocalHealth(clock, self.heard.append, random.Random(1))
         self.outputs = Outputs()
         self.upstreams = FakeUpstreams(clock, self.ledger)
         for id, says in (scripts or {}).items():
             self.upstreams.scripts[id] = [says] if isinstance(says, Says) else list(says)
         chains = [chain, *(c for c in chain.on.values() if isinstance(c, Chain))]
         targets = {target.id: target for one in chains for target in one.targets}
-        self.snapshot = Snapshot(
-            "abcdef123456", {one.name: one for one in chains}, {}, targets
-        )
+        self.snapshot = Snapshot("abcdef123456", {one.name: one for one in chains}, {}, targets)
         adapters = {id: FakeAdapter(id, self.upstreams) for id in targets}
         wait = lambda facts, target: self.limiter.wait(  # noqa: E731
             target_demands(facts, target, self.outputs)

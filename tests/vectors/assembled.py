@@ -93,7 +93,7 @@ class Assembled:
             or thought
             or delta.refusal
             or delta.tool_calls
-            or delta.function_call
+            or delta.function_call is not None
             or choice.finish_reason
         )
 

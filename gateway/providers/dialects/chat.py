@@ -164,6 +164,12 @@ class Chat:
         return StreamEvent(body, content=True, usage=usage)
 
 
+def with_bearer(target: Target) -> Chat:
+    """Authorized by `Authorization: Bearer`, or not at all where the target has no key."""
+    secret = target.secret.reveal()
+    return Chat(target, {"authorization": f"Bearer {secret}"} if secret else {})
+
+
 def _caps(params: Params) -> dict[str, int | float]:
     caps: dict[str, int | float] = {
         name: int(most) if float(most).is_integer() else most for name, most in params.cap.items()

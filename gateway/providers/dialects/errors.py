@@ -204,8 +204,8 @@ _SECRETS = re.compile(
     r"|(?i:(?<=key=)|(?<=key:)|(?<=token=))\s*[^\s\"'&,;]+"
 )
 _AGAIN = re.compile(
-    r"(?:try again|retry) (?:in|after) ((?:[0-9]{1,9}(?:\.[0-9]+)?\s*(?:milliseconds?|ms|seconds?|minutes?|"
-    r"hours?|[smhd])\s*)+)",
+    r"(?:try again|retry) (?:in|after) ((?:[0-9]{1,9}(?:\.[0-9]+)?\s*"
+    r"(?:milliseconds?|ms|seconds?|minutes?|hours?|[smhd])\s*)+)",
     re.IGNORECASE,
 )
 _PIECE = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?)\s*(ms|milli|s|m|h|d)", re.IGNORECASE)

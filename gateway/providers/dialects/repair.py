@@ -287,7 +287,7 @@ def _around(value: dict[str, Any], kind: str) -> None:
     value.pop("error", None)
     value.pop("x_groq", None)
     tier = value.get("service_tier")
-    if tier is not None and tier not in _TIERS:
+    if tier is not None and not (isinstance(tier, str) and tier in _TIERS):
         del value["service_tier"]
     for name in ("system_fingerprint", "obfuscation"):
         if not isinstance(value.get(name), str | None):

@@ -218,6 +218,8 @@ class Decoder:
             if delta.tool_calls:
                 content = True
                 size += _take(delta.tool_calls, known.calls)
+            elif delta.function_call is not None:
+                content = True
             if choice.finish_reason is not None:
                 finish = choice.finish_reason
                 known.finished = True
@@ -260,34 +262,52 @@ class Decoder:
     def _repaired(self, chunk: dict[str, Any], payload: bytes, events: list[StreamEvent]) -> None:
         """Make of an odd event what OpenAI would have sent, and take that in."""
         told, choices = repair.chunk(chunk)
-        self._malformed = 0
-        self._empty = False
-        usage = _read_usage(told)
         if not choices:
+            self._malformed = 0
+            self._empty = False
             if told is not None:
                 self._frame_of_usage(chunk, told, events)
             return  # else a frame of somebody's filter, or a sign of life
-        self._identify(chunk)
-        fitted = [one for choice in choices if (one := self._fitted(choice)) is not None]
-        if fitted:
-            chunk["choices"] = fitted
-            chunk.pop("usage", None)
-            wire = json.dumps(chunk)
-            try:
-                typed = _peek(wire)
-            except json.BROKEN:
-                raise repair.Broken from None
-            event = self._learn(typed, wire, payload)
-            if usage is not None:  # every event has its own: the text is not all that differs
-                self._frame = None
-                event = event._replace(usage=usage)
+        usage = _read_usage(told)
+        event = self._fitted_event(chunk, choices, payload)
+        self._malformed = 0
+        self._empty = False
+        if usage is not None:  # each such event has its own: the text is not all that differs
+            self._frame = None
+            event = (event or StreamEvent(b"", own=True))._replace(usage=usage)
+        if event is not None:
             events.append(event)
-        elif usage is not None:
-            events.append(StreamEvent(b"", usage=usage, own=True))
         if told is not None:
             self._usage = told
             if not self._open:
                 self._frame_of_usage({}, told, events)
+
+    def _fitted_event(
+        self, chunk: dict[str, Any], choices: list[dict[str, Any]], payload: bytes
+    ) -> StreamEvent | None:
+        """The event with choices that go on with the story; None: they add nothing.
+
+        Raises:
+            repair.Broken: it cannot be; nothing of it is remembered.
+        """
+        before = {index: len(known.calls) for index, known in self._choices.items()}
+        try:
+            fitted = [one for choice in choices if (one := self._fitted(choice)) is not None]
+            if not fitted:
+                return None
+            self._identify(chunk)
+            chunk["choices"] = fitted
+            chunk.pop("usage", None)
+            wire = json.dumps(chunk)
+            return self._learn(_peek(wire), wire, payload)
+        except (repair.Broken, *json.BROKEN):
+            for index, known in list(self._choices.items()):
+                if index in before:
+                    del known.calls[before[index] :]
+                else:
+                    del self._choices[index]
+                    self._open -= 1
+            raise repair.Broken from None
 
     def _frame_of_usage(
         self, chunk: dict[str, Any], told: dict[str, Any], events: list[StreamEvent]
@@ -335,6 +355,8 @@ class Decoder:
         if place is not None:
             return repair.call_piece(call, place)
         head = repair.call_head(call, len(known))
+        if not head["function"]["name"]:
+            raise repair.Broken
         index = call.get("index")
         known.append(_Call(index if isinstance(index, int) else None, head["id"]))
         return head

@@ -35,23 +35,57 @@ FORBIDDEN = frozenset(
     }
 )
 
-KNOWN = frozenset({
-    "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs",
-    "max_completion_tokens", "max_tokens", "messages", "metadata", "modalities", "model", "n",
-    "parallel_tool_calls", "prediction", "presence_penalty", "prompt_cache_key", "reasoning_effort",
-    "response_format", "safety_identifier", "seed", "service_tier", "stop", "store", "stream",
-    "stream_options", "temperature", "tool_choice", "tools", "top_logprobs", "top_p", "user",
-    "verbosity", "web_search_options", "input", "dimensions", "encoding_format",
-})  # fmt: skip
+KNOWN = frozenset(
+    {
+        "audio",
+        "frequency_penalty",
+        "function_call",
+        "functions",
+        "logit_bias",
+        "logprobs",
+        "max_completion_tokens",
+        "max_tokens",
+        "messages",
+        "metadata",
+        "modalities",
+        "model",
+        "n",
+        "parallel_tool_calls",
+        "prediction",
+        "presence_penalty",
+        "prompt_cache_key",
+        "reasoning_effort",
+        "response_format",
+        "safety_identifier",
+        "seed",
+        "service_tier",
+        "stop",
+        "store",
+        "stream",
+        "stream_options",
+        "temperature",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "top_p",
+        "user",
+        "verbosity",
+        "web_search_options",
+        "input",
+        "dimensions",
+        "encoding_format",
+    }
+)
 """OpenAI's own names: nothing to refuse among them."""
 
+LONGEST_SCAN = 2**20  # bytes
 SMALL = 4096  # bytes of a body whose depth is checked as a whole
 
 EVENT_STREAM = "text/event-stream"
 
 _EMPTY = json.Raw(b"")
 _NOT_BRACKETS = bytes(c for c in range(256) if c not in b"[]{}")
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]', re.DOTALL)
 
 _text = json.Decoder(str)
 _flag = json.Decoder(bool | None)
@@ -170,11 +204,11 @@ def members_of(body: bytes) -> dict[str, json.Raw]:
     if unknown := members.keys() - KNOWN:
         _refuse_forbidden(unknown)
     if len(body) < SMALL:
-        check_depth(body, "")
+        check_depth(body, "", around=0)
         return members
     for name, value in members.items():
         if len(value) > 2 * DEEPEST and name != "messages":
-            check_depth(value, name)
+            check_depth(bytes(value), name)
     return members
 
 
@@ -210,40 +244,47 @@ def tokens_of(size: int) -> int:
     return -int(-size // BYTES_A_TOKEN)
 
 
-def check_depth(value: json.Raw | bytes, param: str) -> None:
-    """Refuse what is nested deeper than 64.
+def check_depth(text: bytes, param: str, around: int = 1) -> None:
+    """Refuse what makes the body nested deeper than 64.
 
-    The brackets alone are taken, and pairs of neighbours removed, layer by layer: cheap, and an
-    upper bound. Brackets inside strings may spoil it; then the value is read properly.
+    The brackets alone are taken, and pairs of neighbours removed, one or two layers at a time.
+    Brackets inside strings may spoil that: too many are counted again properly; what they hide, or
+    what is longer than 1 MiB, is left to the parser's own bound of about 1,000.
+
+    Args:
+        text: JSON.
+        param: the member it is of; "" for the body.
+        around: layers around it.
     """
-    text = value if isinstance(value, bytes) else bytes(value)
+    most = DEEPEST - around
     brackets = text.translate(None, _NOT_BRACKETS)
-    if len(brackets) <= DEEPEST:
+    if len(brackets) <= most or len(brackets) > LONGEST_SCAN:
         return
-    for layer in range(DEEPEST):
+    for layer in range(1, DEEPEST // 2):
         shorter = brackets.replace(b"[]", b"").replace(b"{}", b"")
-        if layer + 2 + len(shorter) <= DEEPEST:
+        if 2 * layer + len(shorter) <= most:
             return
         if len(shorter) == len(brackets):
             break
         brackets = shorter
-    if _depth(text) <= DEEPEST:
+    if len(text) > LONGEST_SCAN or not _deeper(text, most):
         return
-    if param:
-        raise _wrong(param, f"is nested deeper than {DEEPEST}")
-    raise InvalidRequest(f"The body is nested deeper than {DEEPEST}.")
+    told = f"'{param}'" if param else "The body"
+    message = f"{told} is nested too deeply: {DEEPEST} layers are the most."
+    raise InvalidRequest(message, param=param or None)
 
 
-def _depth(value: bytes) -> int:
-    depth = deepest = 0
-    for match in _TOKEN.finditer(value):
+def _deeper(text: bytes, most: int) -> bool:
+    depth = 0
+    for match in _TOKEN.finditer(text):
         token = match[0]
         if token in {b"[", b"{"}:
             depth += 1
-            deepest = max(deepest, depth)
+            if depth > most:
+                return True
         elif token in {b"]", b"}"}:
             depth -= 1
-    return deepest
+    return False
 
 
 def _prompt(members: Mapping[str, json.Raw], needs: set[str]) -> int:
@@ -275,7 +316,7 @@ def _prompt(members: Mapping[str, json.Raw], needs: set[str]) -> int:
 def _look(content: json.Raw, needs: set[str]) -> tuple[int, int]:
     """Images in the parts of a message, and the bytes that are no text."""
     if len(content) > 2 * DEEPEST:
-        check_depth(content, "messages")
+        check_depth(bytes(content), "messages", around=3)
     try:
         parts = _parts.decode(content)
     except json.BROKEN:

@@ -47,7 +47,7 @@ def _prompt(raw: json.Raw) -> int:
         return tokens_of(len(raw))
     if view[0] != 0x5B:  # [
         raise _wrong("must be a string or a list")
-    check_depth(raw, "input")
+    check_depth(bytes(raw), "input")
     inputs = _inputs.decode(raw)
     if not inputs:
         raise _wrong("is empty")

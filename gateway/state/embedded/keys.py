@@ -197,10 +197,17 @@ class EmbeddedKeys:
     async def poll(self) -> None:
         """Follow what other processes did to the store."""
         try:
-            found = await self._store.run(self._look)
+            await self.load()
         except sqlite3.Error as error:
             self._heard(StateTrouble("embedded", "keys", type(error).__name__))
-            return
+
+    async def load(self) -> None:
+        """As `poll`, for the start: without knowing the keys nobody may be served.
+
+        Raises:
+            sqlite3.Error: the store cannot be read.
+        """
+        found = await self._store.run(self._look)
         if found is not None:
             self._stored = found
             self.use(self._snapshot)

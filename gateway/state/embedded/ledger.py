@@ -6,8 +6,8 @@ a batch counts once however often it is sent. `spent` is summed in the same tran
 
 import sqlite3
 from collections.abc import Callable, Iterable
-from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 from gateway.clock import Clock
 from gateway.core.events import Event, StateTrouble
@@ -40,7 +40,9 @@ DRIFT = """SELECT coalesce(sum(abs(n)), 0) FROM (
   ) GROUP BY key, day
 )"""
 
-Row = tuple[str | int | float | None, ...]
+Row = tuple[Any, ...]  # the columns of `ledger`, in order
+Place = tuple[str, str, int]  # scope, name, day
+Sums = dict[Place, list[int]]
 
 
 class EmbeddedLedger:
@@ -109,12 +111,14 @@ class EmbeddedLedger:
         shipped = await self.ship()
         while not shipped and self._shipper.behind:
             shipped = await self.ship()
-        shipped = shipped and await self._store.run(harden)
         self._shipper.close()
-        if not shipped:
+        try:
+            if shipped and await self._store.run(harden) and self._journal.leave():
+                await self._store.run(lambda db: _forget(db, self._journal.worker))
+        except sqlite3.Error as error:
+            self._trouble("leave", error)
+        finally:
             self._journal.drop()
-        elif self._journal.leave():
-            await self._store.run(lambda db: _forget(db, self._journal.worker))
 
     def _trouble(self, op: str, error: Exception) -> None:
         self._heard(StateTrouble("embedded", op, type(error).__name__))
@@ -243,9 +247,9 @@ def _book(db: sqlite3.Connection, finals: list[Final]) -> None:
         db.execute("ROLLBACK TO book")
         rows = [row for row in rows if _insert(db, row)]
     db.execute("RELEASE book")
-    sums: dict[tuple[str, str, int], list[int]] = {}
+    sums: Sums = {}
     for row in rows:
-        _sum(sums, row)
+        _add(sums, row)
     db.executemany(SPEND, [(*at, *values) for at, values in sums.items()])
 
 
@@ -264,30 +268,50 @@ def _move(db: sqlite3.Connection, worker: str, seq: int, *, closed: int) -> None
 
 def _row(final: Final) -> Row:
     opening, line = final.opening, final.line
-    usage = astuple(line.usage)[:-1]
-    nano_usd = None if line.nano_usd is None else _bounded(line.nano_usd)
+    usage = line.usage
+    counts: tuple[int, ...] = (
+        usage.input, usage.output, usage.cached, usage.cache_write_5m, usage.cache_write_1h,
+        usage.reasoning, usage.audio_input, usage.audio_output,
+    )  # fmt: skip
+    nano_usd = line.nano_usd
+    if max(counts) > MOST or min(counts) < -MOST or not -MOST <= (nano_usd or 0) <= MOST:
+        counts = tuple(_bounded(count) for count in counts)
+        nano_usd = None if nano_usd is None else _bounded(nano_usd)
     return (
         opening.attempt_id, opening.attempt_id.rpartition(".")[0] or opening.attempt_id,
         line.at, int(line.at // DAY),
         opening.key_id, opening.team, opening.user, opening.session, opening.tags,
         opening.chain, opening.target, opening.provider, opening.model, opening.kind,
-        *(_bounded(count) for count in usage),
+        *counts,
         nano_usd, line.price_id, line.flags, line.outcome, line.status,
         _bounded(line.upstream_ms), line.first_content_ms,
     )  # fmt: skip
 
 
-def _sum(sums: dict[tuple[str, str, int], list[int]], row: Row) -> None:
-    attempt_id, _, _, day, key, team, user = row[:7]
-    nano_usd = row[22]
-    first = str(attempt_id).endswith(".1")  # the request itself, not what was tried after
-    values = (first, 1, row[14], row[15], nano_usd or 0, nano_usd is None)
-    for scope, name in (("key", key), ("team", team), ("user", f"{key}/{user}" if user else None)):
-        if name is not None:
-            found = sums.setdefault((scope, str(name), int(day or 0)), [0, 0, 0, 0, 0, 0])
-            for place, value in enumerate(values):
-                found[place] += int(value or 0)
+def _add(sums: Sums, row: Row) -> None:
+    """One row to the sums of its key, team and user."""
+    day, key, team, user, nano_usd = row[3], row[4], row[5], row[6], row[22]
+    _sum(sums, ("key", key, day), row, nano_usd)
+    if team is not None:
+        _sum(sums, ("team", team, day), row, nano_usd)
+    if user is not None:
+        _sum(sums, ("user", f"{key}/{user}", day), row, nano_usd)
+
+
+def _sum(sums: Sums, place: Place, row: Row, nano_usd: int | None) -> None:
+    found = sums.get(place)
+    if found is None:
+        found = sums[place] = [0, 0, 0, 0, 0, 0]
+    if row[0].endswith(".1"):  # the request itself, not what was tried after
+        found[0] += 1
+    found[1] += 1
+    found[2] += row[14]
+    found[3] += row[15]
+    if nano_usd is None:
+        found[5] += 1
+    else:
+        found[4] += nano_usd
 
 
 def _bounded(count: int) -> int:
-    return max(-MOST, min(int(count), MOST))
+    return max(-MOST, min(count, MOST))

@@ -171,8 +171,7 @@ class EmbeddedLimiter:
                 whole = account.limit if account.burst is None else account.burst
                 found.append(Headroom(account, whole, 0.0))
             else:
-                remaining, reset = cell.left(now, account)
-                found.append(Headroom(account, remaining, reset))
+                found.append(Headroom(account, *cell.left(now, account)))
         return tuple(found)
 
     def _remember(self, account: Account, now: float) -> Counted:

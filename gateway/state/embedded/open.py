@@ -66,7 +66,7 @@ async def open_state(
         try:
             recovered = await ledger.recover()
             keys = EmbeddedKeys(store, snapshot, clock, heard)
-            await keys.poll()
+            await keys.load()
             health = LocalHealth(clock, heard, rng)
             health.use(snapshot.targets.values())
             stories = Stories(store, snapshot.config, clock, heard)

@@ -35,14 +35,22 @@ WHOLE = b'{"id":"c1","object":"chat.completion","created":1,"model":"m","choices
 
 def chunk(text: str, finish: str | None = None) -> StreamEvent:
     choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish}
-    wire = json.dumps({"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m",
-                       "choices": [choice]})  # fmt: skip
+    wire = json.dumps(
+        {
+            "id": "c1",
+            "object": "chat.completion.chunk",
+            "created": 1,
+            "model": "m",
+            "choices": [choice],
+        }
+    )
     return StreamEvent(wire, content=True)
 
 
 def chat(**members: Any) -> bytes:
-    return json.dumps({"model": "default", "messages": [{"role": "user", "content": "hi"}],
-                       **members})  # fmt: skip
+    return json.dumps(
+        {"model": "default", "messages": [{"role": "user", "content": "hi"}], **members}
+    )
 
 
 def post(body: bytes, path: str = "/v1/chat/completions", **headers: str) -> bytes:
@@ -178,8 +186,9 @@ class Gateway:
 
     @property
     def ended(self) -> list[tuple[str, int]]:
-        return [(e.exchange.api, e.exchange.status) for e in self.events
-                if isinstance(e, RequestEnded)]  # fmt: skip
+        return [
+            (e.exchange.api, e.exchange.status) for e in self.events if isinstance(e, RequestEnded)
+        ]
 
 
 @asynccontextmanager

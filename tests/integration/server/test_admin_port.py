@@ -18,10 +18,17 @@ from tests.integration.server.rig import (
 BEARER = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
 
-@pytest.mark.parametrize("path", [
-    "/admin/status", "/admin/requests", "/admin/requests/req_1", "/admin/chains", "/admin/limits",
-    "/admin/config",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/admin/status",
+        "/admin/requests",
+        "/admin/requests/req_1",
+        "/admin/chains",
+        "/admin/limits",
+        "/admin/config",
+    ],
+)
 async def test_reads_are_json(path):
     async with gateway() as g:
         answer = await ask(g.admin_port, get(path, **BEARER))
@@ -35,16 +42,25 @@ async def test_every_route_needs_its_role():
     async with gateway(keyed=True) as g:
         for route in ADMIN:
             path = route.path.replace("{id}", "req_1").replace("{target...}", "gpt")
-            for key, role in ((None, None), (KEY, "client"), (METRICS_KEY, "metrics"),
-                              (OPERATOR_KEY, "admin"), (ADMIN_KEY, "admin")):  # fmt: skip
+            for key, role in (
+                (None, None),
+                (KEY, "client"),
+                (METRICS_KEY, "metrics"),
+                (OPERATOR_KEY, "admin"),
+                (ADMIN_KEY, "admin"),
+            ):
                 headers = {"Authorization": f"Bearer {key}"} if key else {}
                 body = b'{"set":"auto"}'
-                request = get(path, **headers) if route.method != "POST" else post(
-                    body, path, **headers)  # fmt: skip
+                request = (
+                    get(path, **headers) if route.method != "POST" else post(body, path, **headers)
+                )
                 if route.method == "HEAD":
                     continue
-                allowed = (route.role == "anyone" or role == "admin"
-                           or (route.role == "metrics" and role == "metrics"))  # fmt: skip
+                allowed = (
+                    route.role == "anyone"
+                    or role == "admin"
+                    or (route.role == "metrics" and role == "metrics")
+                )
                 expected = 200 if allowed else 401 if key is None else 403
                 assert (await ask(g.admin_port, request)).status == expected, (path, role)
 
@@ -74,12 +90,18 @@ async def test_verbs_reach_the_house():
         assert g.admin.told == ["reload", "drain", ("gpt", "open"), ("openai/gpt", "open")]
 
 
-@pytest.mark.parametrize(("path", "body", "status"), [
-    ("/admin/breaker/gpt", b"{}", 400), ("/admin/breaker/gpt", b"junk", 400),
-    ("/admin/breaker/gpt", b'{"set":["open"]}', 400), ("/admin/breaker/nobody", b'{"set":"open"}',
-    404), ("/admin/breaker/gpt", b"x" * 70_000, 413), ("/admin/nothing", b"", 404),
-    ("/admin/status", b"", 405),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/admin/breaker/gpt", b"{}", 400),
+        ("/admin/breaker/gpt", b"junk", 400),
+        ("/admin/breaker/gpt", b'{"set":["open"]}', 400),
+        ("/admin/breaker/nobody", b'{"set":"open"}', 404),
+        ("/admin/breaker/gpt", b"x" * 70_000, 413),
+        ("/admin/nothing", b"", 404),
+        ("/admin/status", b"", 405),
+    ],
+)
 async def test_junk_is_refused_in_our_shape(path, body, status):
     async with gateway() as g:
         answer = await ask(g.admin_port, post(body, path, **BEARER))

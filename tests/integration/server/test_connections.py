@@ -49,6 +49,7 @@ async def test_a_half_sent_second_head_is_told_and_closed():
 
 async def test_a_half_sent_second_head_behind_a_running_request_waits_its_turn():
     async with gateway(bounds=SHORT) as g, dial(g.port) as line:
+
         async def slow(call, reply):
             await asyncio.sleep(0.3)
             await g.chat.play(call, reply)
@@ -72,6 +73,7 @@ async def test_an_idle_connection_is_kept_for_its_time_and_then_closed():
 
 async def test_a_long_answer_outlives_the_clock_of_heads():
     async with gateway(bounds=SHORT) as g, dial(g.port) as line:
+
         async def slow(call, reply):
             await asyncio.sleep(0.6)
             await g.chat.play(call, reply)
@@ -102,8 +104,9 @@ BROKEN = {
     "long line": b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: g\r\n\r\n",
     "long header": b"GET / HTTP/1.1\r\nHost: g\r\nx-a: " + b"a" * 9000 + b"\r\n\r\n",
     "many headers": b"GET / HTTP/1.1\r\nHost: g\r\n"
-    + b"".join(b"x-%d: a\r\n" % i for i in range(70)) + b"\r\n",
-}  # fmt: skip
+    + b"".join(b"x-%d: a\r\n" % i for i in range(70))
+    + b"\r\n",
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -123,6 +126,7 @@ async def test_what_is_not_http_is_400_in_our_shape(name):
 
 async def test_junk_behind_a_running_request_does_not_spoil_its_answer():
     async with gateway() as g, dial(g.port) as line:
+
         async def slow(call, reply):
             await asyncio.sleep(0.1)
             await g.chat.play(call, reply)
@@ -139,8 +143,10 @@ async def test_junk_behind_a_running_request_does_not_spoil_its_answer():
 async def test_a_smuggled_second_request_is_never_seen():
     async with gateway() as g, dial(g.port) as line:
         hidden = post(chat())
-        line.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\ncontent-length: 4\r\n"
-                  b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n" + hidden)  # fmt: skip
+        line.send(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: g\r\ncontent-length: 4\r\n"
+            b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n" + hidden
+        )
         assert (await line.answer()).status == 400
         assert await line.eof(3) == b""
         assert not g.chat.calls
@@ -149,8 +155,11 @@ async def test_a_smuggled_second_request_is_never_seen():
 @pytest.mark.parametrize("upgrade", ["h2c", "websocket"])
 async def test_an_offer_to_upgrade_is_not_taken(upgrade):
     async with gateway() as g, dial(g.port) as line:
-        headers = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": upgrade,
-                   "HTTP2_Settings": "AAMAAABkAARAAAAAAAIAAAAA"}  # fmt: skip
+        headers = {
+            "Connection": "Upgrade, HTTP2-Settings",
+            "Upgrade": upgrade,
+            "HTTP2_Settings": "AAMAAABkAARAAAAAAAIAAAAA",
+        }
         answer = await line.ask(post(chat(), **headers))
         assert answer.status == 200  # what Java's client sends first on each connection
 
@@ -191,8 +200,13 @@ async def test_a_taken_port_says_what_to_do():
         with pytest.raises(PortTaken, match=f"127.0.0.1:{g.port} is in use"):
             async with servers:
                 pass
-        free = Servers(Gateway(keyed=False).current, taken, SystemClock(), admin_key=Secret("a"),
-                       next_free=True)  # fmt: skip
+        free = Servers(
+            Gateway(keyed=False).current,
+            taken,
+            SystemClock(),
+            admin_key=Secret("a"),
+            next_free=True,
+        )
         async with free:
             assert g.port < free.api_port <= g.port + 20
             assert (await ask(free.api_port, get("/healthz"))).status == 200

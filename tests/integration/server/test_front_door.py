@@ -139,9 +139,16 @@ async def test_a_wrong_method_names_the_right_one():
         assert answer.error["code"] == "method_not_allowed"
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions/", "/V1/chat/completions",
-                                  "/v1//chat/completions", "/v1/chat%2Fcompletions",
-                                  "//v1/chat/completions"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/completions/",
+        "/V1/chat/completions",
+        "/v1//chat/completions",
+        "/v1/chat%2Fcompletions",
+        "//v1/chat/completions",
+    ],
+)
 async def test_paths_are_exact(path):
     async with gateway() as g:
         assert (await ask(g.port, post(chat(), path))).status == 404
@@ -169,25 +176,34 @@ async def test_probes_need_no_key_on_either_port():
 # --- credentials
 
 
-@pytest.mark.parametrize("headers", [
-    {"Authorization": f"Bearer {KEY}"}, {"Authorization": f"bearer  {KEY} "}, {"x_api_key": KEY},
-    {"api_key": KEY}, {"Authorization": f"Bearer {KEY}", "x_api_key": KEY, "api_key": KEY},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": f"Bearer {KEY}"},
+        {"Authorization": f"bearer  {KEY} "},
+        {"x_api_key": KEY},
+        {"api_key": KEY},
+        {"Authorization": f"Bearer {KEY}", "x_api_key": KEY, "api_key": KEY},
+    ],
+)
 async def test_a_key_is_taken_from_any_of_three_headers(headers):
     async with gateway(keyed=True) as g:
         assert (await ask(g.port, post(chat(), **headers))).status == 200
 
 
-@pytest.mark.parametrize(("headers", "status"), [
-    ({}, 401),
-    ({"Authorization": "Bearer "}, 401),
-    ({"Authorization": "Basic dXNlcjpwYXNz"}, 401),
-    ({"Authorization": f"Bearer {KEY}x"}, 401),
-    ({"Authorization": f"Bearer {KEY}", "x_api_key": "another"}, 400),
-    ({"Authorization": f"Bearer {KEY} "  "\x7f"}, 400),
-    ({"x_api_key": "caf\u00e9"}, 400),
-    ({"x_api_key": KEY, "X_Api_Key": KEY}, 400),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"Authorization": "Bearer "}, 401),
+        ({"Authorization": "Basic dXNlcjpwYXNz"}, 401),
+        ({"Authorization": f"Bearer {KEY}x"}, 401),
+        ({"Authorization": f"Bearer {KEY}", "x_api_key": "another"}, 400),
+        ({"Authorization": f"Bearer {KEY}\x7f"}, 400),
+        ({"x_api_key": "caf\u00e9"}, 400),
+        ({"x_api_key": KEY, "X_Api_Key": KEY}, 400),
+    ],
+)
 async def test_odd_credentials_are_refused(headers, status):
     async with gateway(keyed=True) as g:
         answer = await ask(g.port, post(chat(), **headers))
@@ -216,25 +232,50 @@ async def test_a_stranger_is_refused_before_the_body_is_read():
 
 async def test_hints_reach_the_road_parsed():
     async with gateway() as g:
-        await ask(g.port, post(
-            chat(), x_gateway_deadline="1m30s", X_Gateway_First_Token="250ms",
-            x_gateway_max_cost_usd="0.05", x_gateway_priority="low", x_gateway_session="s 1",
-            x_gateway_user="u", x_gateway_tags="team=a, job=b", x_gateway_skip="gpt,claude",
-            x_gateway_target="openai/gpt", x_gateway_fallback="off", x_gateway_trace="1",
-            x_stainless_retry_count="2",
-            traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-        ))  # fmt: skip
+        await ask(
+            g.port,
+            post(
+                chat(),
+                x_gateway_deadline="1m30s",
+                X_Gateway_First_Token="250ms",
+                x_gateway_max_cost_usd="0.05",
+                x_gateway_priority="low",
+                x_gateway_session="s 1",
+                x_gateway_user="u",
+                x_gateway_tags="team=a, job=b",
+                x_gateway_skip="gpt,claude",
+                x_gateway_target="openai/gpt",
+                x_gateway_fallback="off",
+                x_gateway_trace="1",
+                x_stainless_retry_count="2",
+                traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            ),
+        )
         assert g.chat.calls[0].hints == Hints(
-            deadline=90.0, first_token=0.25, max_cost=50_000_000, priority="low", session="s 1",
-            user="u", tags=(("team", "a"), ("job", "b")), skip=frozenset({"gpt", "claude"}),
-            target="openai/gpt", fallback=False, trace=True, client_retry=True,
+            deadline=90.0,
+            first_token=0.25,
+            max_cost=50_000_000,
+            priority="low",
+            session="s 1",
+            user="u",
+            tags=(("team", "a"), ("job", "b")),
+            skip=frozenset({"gpt", "claude"}),
+            target="openai/gpt",
+            fallback=False,
+            trace=True,
+            client_retry=True,
             traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-        )  # fmt: skip
+        )
 
 
-@pytest.mark.parametrize(("header", "value"), [
-    ("x_gateway_deadline", "30"), ("x_gateway_park", "allow"), ("x_gateway_trace", "yes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("x_gateway_deadline", "30"),
+        ("x_gateway_park", "allow"),
+        ("x_gateway_trace", "yes"),
+    ],
+)
 async def test_junk_and_unknown_hints_are_refused_by_name(header, value):
     async with gateway() as g:
         answer = await ask(g.port, post(chat(), **{header: value}))
@@ -366,6 +407,7 @@ async def test_too_many_at_once_are_503_before_their_body_is_read():
 
 async def test_what_a_road_raises_is_spelled_with_all_it_says():
     async with gateway() as g, dial(g.port) as line:
+
         async def refuse(call, reply):
             error = RateLimited("slow down", retry_after=1.2, scope="key")
             error.told = {"x-gateway-chain": "default"}
@@ -385,6 +427,7 @@ async def test_what_a_road_raises_is_spelled_with_all_it_says():
 
 async def test_a_mistake_of_ours_is_500_and_says_nothing_of_itself(caplog):
     async with gateway() as g, dial(g.port) as line:
+
         async def fall(call, reply):
             raise KeyError("canary")
 
@@ -399,6 +442,7 @@ async def test_a_mistake_of_ours_is_500_and_says_nothing_of_itself(caplog):
 
 async def test_a_header_cannot_be_split_by_its_value():
     async with gateway() as g:
+
         async def inject(call, reply):
             request = g.chat.facade.parse(await call.body())
             headers = {"x-bad": "a\r\nset-cookie: x", "x-gateway-path": "gpt:ok"}

@@ -1,4 +1,4 @@
-"""The official SDK is the judge: it reads our answers, and raises the right class for our errors."""
+"""The official SDK is the judge: it reads our answers and raises the right class of error."""
 
 import openai
 import pytest
@@ -8,8 +8,9 @@ from tests.integration.server.rig import KEY, chunk, gateway
 
 
 def client(g, **options):
-    return openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{g.port}/v1", api_key=KEY,
-                              max_retries=0, timeout=5, **options)  # fmt: skip
+    return openai.AsyncOpenAI(
+        base_url=f"http://127.0.0.1:{g.port}/v1", api_key=KEY, max_retries=0, timeout=5, **options
+    )
 
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -29,27 +30,33 @@ async def test_it_reads_whole_answers_streams_and_lists():
 async def test_it_speaks_to_us_as_if_to_azure():
     async with gateway(keyed=True) as g:
         azure = openai.AsyncAzureOpenAI(
-            azure_endpoint=f"http://127.0.0.1:{g.port}", api_key=KEY, api_version="2024-10-21",
+            azure_endpoint=f"http://127.0.0.1:{g.port}",
+            api_key=KEY,
+            api_version="2024-10-21",
             max_retries=0,
-        )  # fmt: skip
+        )
         async with azure:
             answer = await azure.chat.completions.create(model="smart", messages=MESSAGES)
             assert answer.choices[0].message.content == "hello"
         assert g.chat.requests[0].model == "smart"
 
 
-@pytest.mark.parametrize(("raised", "seen"), [
-    (errors.InvalidRequest("no", param="messages"), openai.BadRequestError),
-    (errors.Unauthenticated("no"), openai.AuthenticationError),
-    (errors.NotAllowed("no"), openai.PermissionDeniedError),
-    (errors.NotFound("no", code="model_not_found"), openai.NotFoundError),
-    (errors.RateLimited("no", retry_after=3), openai.RateLimitError),
-    (errors.Overloaded("no"), openai.InternalServerError),
-    (errors.UpstreamFailed("no"), openai.InternalServerError),
-    (errors.UpstreamTimedOut("no"), openai.InternalServerError),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("raised", "seen"),
+    [
+        (errors.InvalidRequest("no", param="messages"), openai.BadRequestError),
+        (errors.Unauthenticated("no"), openai.AuthenticationError),
+        (errors.NotAllowed("no"), openai.PermissionDeniedError),
+        (errors.NotFound("no", code="model_not_found"), openai.NotFoundError),
+        (errors.RateLimited("no", retry_after=3), openai.RateLimitError),
+        (errors.Overloaded("no"), openai.InternalServerError),
+        (errors.UpstreamFailed("no"), openai.InternalServerError),
+        (errors.UpstreamTimedOut("no"), openai.InternalServerError),
+    ],
+)
 async def test_it_raises_the_right_class(raised, seen):
     async with gateway() as g, client(g) as sdk:
+
         async def refuse(call, reply):
             raise raised
 
@@ -64,6 +71,7 @@ async def test_it_raises_the_right_class(raised, seen):
 
 async def test_it_does_not_walk_an_exhausted_chain_again():
     async with gateway() as g, client(g) as sdk:
+
         async def refuse(call, reply):
             raise errors.UpstreamFailed("no")
 
@@ -77,6 +85,7 @@ async def test_it_does_not_walk_an_exhausted_chain_again():
 
 async def test_a_cut_stream_is_an_error_to_it():
     async with gateway() as g, client(g) as sdk:
+
         async def script(call, reply):
             request = g.chat.facade.parse(await call.body())
             await reply.start({}, g.chat.facade.voice(request))

@@ -1,4 +1,4 @@
-"""A stream on the caller's socket: when bytes leave, how it ends, and callers who leave or block."""
+"""A stream on the caller's socket: when bytes leave, how it ends, callers who leave or block."""
 
 import asyncio
 import socket
@@ -13,10 +13,11 @@ from gateway.server.connection import Bounds
 from gateway.wire import json
 from tests.integration.server.rig import chat, chunk, dial, gateway, get, post
 
+PIECES = (chunk("a"), chunk("b"))
 ASK = post(chat(stream=True))
 
 
-def streaming(g, *, keepalive=60.0, before=None, between=None, pieces=(chunk("a"), chunk("b"))):
+def streaming(g, *, keepalive=60.0, before=None, between=None, pieces=PIECES):
     async def script(call, reply):
         request = g.chat.facade.parse(await call.body())
         voice = g.chat.facade.voice(request)
@@ -60,6 +61,7 @@ async def test_head_and_first_chunk_arrive_together():
 
 async def test_a_batch_is_one_chunk():
     async with gateway() as g, dial(g.port) as line:
+
         async def script(call, reply):
             request = g.chat.facade.parse(await call.body())
             await reply.start({}, g.chat.facade.voice(request))
@@ -99,8 +101,7 @@ async def test_silence_is_filled_with_comments_and_the_head_goes_out_with_the_fi
 
 async def test_a_busy_stream_has_no_comments():
     async with gateway() as g, dial(g.port) as line:
-        streaming(g, keepalive=0.08, between=lambda: asyncio.sleep(0.02),
-                  pieces=[chunk("x")] * 12)  # fmt: skip
+        streaming(g, keepalive=0.08, between=lambda: asyncio.sleep(0.02), pieces=[chunk("x")] * 12)
         answer = await line.ask(ASK)
         assert b": keepalive" not in answer.body
 
@@ -125,6 +126,7 @@ async def test_no_comment_follows_the_end():
 
 async def test_a_failure_before_the_head_is_a_status():
     async with gateway() as g, dial(g.port) as line:
+
         async def fail():
             raise UpstreamFailed("nobody could answer")
 
@@ -138,6 +140,7 @@ async def test_a_failure_before_the_head_is_a_status():
 @pytest.mark.parametrize("early", [True, False])
 async def test_a_failure_after_the_head_is_an_event_and_a_proper_end(early):
     async with gateway() as g, dial(g.port) as line:
+
         async def fail():
             await asyncio.sleep(0.1)
             raise UpstreamFailed("it broke off", code="cut_stream")
@@ -156,6 +159,7 @@ async def test_a_failure_after_the_head_is_an_event_and_a_proper_end(early):
 
 async def test_a_mistake_of_ours_after_the_head_is_an_event_too(caplog):
     async with gateway() as g, dial(g.port) as line:
+
         async def fall():
             raise KeyError("canary")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.core.request import Hints
-from gateway.core.target import Cause
+from gateway.core.target import Cause, Failed
 from gateway.core.usage import Usage
 from gateway.pipeline.answer import MAX_HELD
 from gateway.wire import json
@@ -102,7 +102,7 @@ async def test_a_failure_after_content_is_told_and_what_came_before_is_delivered
     assert told.reply.note is None
     assert (told.refusal.code, told.refusal.status) == (cause, status)
     assert told.exchange.path() == f"gpt:{cause}"
-    line, = world.ledger.lines
+    (line,) = world.ledger.lines
     assert line.outcome == cause
     assert line.usage.output >= 1
     assert "estimated" in line.flags
@@ -129,7 +129,7 @@ async def test_after_the_finish_nothing_can_spoil_the_answer(rest):
     assert told.error is None
     assert told.reply.note is not None
     assert world.clock.monotonic() <= 1002.0
-    line, = world.ledger.lines
+    (line,) = world.ledger.lines
     assert (line.outcome, line.flags) == ("ok", "estimated")
 
 
@@ -254,8 +254,6 @@ async def test_the_idle_clock_starts_with_the_content_not_with_the_callers_read(
 
 
 async def test_the_deadline_that_comes_while_the_caller_does_not_read_is_nobodys_fault():
-    from gateway.core.target import Failed
-
     world = World(make_chain("gpt"), {"gpt": streams(text(), 1.0, finish())})
     real = world.upstreams.send
 

@@ -53,7 +53,7 @@ def all_back(world: World) -> World:
     assert world.upstreams.open == 0
     assert world.upstreams.entered == world.upstreams.left
     assert set(world.ledger.closed) == set(world.ledger.opened)
-    assert world.health.probes == set()
+    assert getattr(world.health, "probes", set()) == set()
     for target in world.chain.targets:
         assert world.held([a for a in target.accounts if a.kind == "concurrency"]) == 0
     return world
@@ -300,6 +300,14 @@ async def test_a_rest_that_ends_in_time_is_waited_for(standing):
     assert world.upstreams.times[0] >= 1002.0
 
 
+async def test_after_a_long_attempt_a_rest_is_still_waited_for():
+    world = World(make_chain("gpt", "claude"), {"gpt": silent()})
+    world.health.standings["claude"] = Standing(throttled_until=1012.0)
+    told = await world.ask(stream=True)
+    assert told.exchange.path() == "gpt:first_token,claude:throttled,claude:ok"
+    assert world.upstreams.times[1] >= 1012.0
+
+
 # -- all open
 
 
@@ -348,6 +356,16 @@ async def test_a_probe_somebody_else_has_is_passed_over():
     assert told.exchange.path() == "gpt:breaker_open,claude:ok"
     world.health.probes.clear()
     all_back(world)
+
+
+async def test_a_probe_that_lasts_is_not_waited_for_without_end():
+    world = World(make_chain("gpt"), {"gpt": silent()})
+    world.health.standings["gpt"] = Standing(half_open=True, probing=True)
+    world.health.probes.add("gpt")
+    told = await world.ask()
+    assert world.clock.monotonic() <= 1008.0
+    assert (told.refusal.status, told.refusal.code) == (503, "no_healthy_target")
+    assert told.refusal.should_retry
 
 
 # -- keys, context, content policy, abilities
@@ -567,9 +585,16 @@ scripts = st.one_of(
     st.sampled_from([1.0, 10.0, 60.0]),
     st.sampled_from([0.0, 3.0]),
     st.booleans(),
+    st.booleans(),
 )
-def test_any_script_ends_once_in_time_and_within_its_attempts(
-    script, attempts, same, deadline, patience, stream
+def test_any_script_ends_once_in_time_and_within_its_attempts(  # noqa: PLR0917
+    script,
+    attempts,
+    same,
+    deadline,
+    patience,
+    stream,
+    real_health,
 ):
     names = "abcd"[: len(script)]
     targets = [make_target(n, accounts=(slots(1, name=n),), context=1000 * i + 1000)
@@ -578,11 +603,16 @@ def test_any_script_ends_once_in_time_and_within_its_attempts(
     chain = make_chain(*targets, deadline=deadline, retry=retry)
 
     async def go() -> None:
-        world = World(chain, dict(zip(names, script, strict=True)))
+        world = World(chain, dict(zip(names, script, strict=True)), real_health=real_health)
+        for _ in range(3):  # what is learnt of the targets matters to the next
+            await once(world)
+
+    async def once(world: World) -> None:
+        calls, began = len(world.upstreams.asked), world.clock.monotonic()
         told = await world.ask(stream=stream)
-        assert len(world.upstreams.asked) <= attempts
-        assert len(told.exchange.attempts) == len(world.upstreams.asked)
-        assert world.clock.monotonic() <= 1000.0 + deadline + 0.25
+        assert len(world.upstreams.asked) - calls <= attempts
+        assert len(told.exchange.attempts) == len(world.upstreams.asked) - calls
+        assert world.clock.monotonic() <= began + deadline + 0.25
         complete = told.reply.note is not None
         assert complete == (told.error is None)
         if not complete:
@@ -650,7 +680,7 @@ async def test_a_hang_up_counts_against_nobody_and_books_what_was_seen():
     going = world.begin(stream=True)
     await turns()
     told = await going.leave()
-    line, = world.ledger.lines
+    (line,) = world.ledger.lines
     assert line.outcome == "cancelled"
     assert set(line.flags.split(",")) == {"estimated", "partial"}
     assert (line.usage.input, line.usage.output) == (10, 100)
@@ -666,6 +696,33 @@ async def test_a_hang_up_while_a_probe_waits_gives_the_probe_back():
     assert world.health.probes == {"gpt"}
     await going.leave()
     all_back(world)
+
+
+async def test_a_target_that_fails_and_heals_is_left_alone_probed_and_taken_back():
+    """The walk and the real breaker together."""
+    world = World(make_chain("gpt", "claude"), {"gpt": says("server_error")}, real_health=True)
+    paths = [(await world.ask()).exchange.path() for _ in range(5)]
+    assert paths[0] == "gpt:server_error,gpt:server_error,claude:ok"
+    assert paths[-1] == "gpt:breaker_open,claude:ok"
+    world.upstreams.scripts["gpt"] = [answers()]
+    world.clock.advance(5.0)
+    probe = await world.ask()
+    assert probe.exchange.attempts[0].kind == "probe"
+    assert probe.exchange.path() == "gpt:ok"
+    world.clock.advance(4.0)
+    assert (await world.ask()).exchange.path() == "gpt:ok"
+
+
+async def test_a_single_target_that_is_open_is_probed_in_panic_and_taken_back():
+    world = World(make_chain("gpt"), {"gpt": says("overloaded")}, real_health=True)
+    for _ in range(4):
+        assert (await world.ask()).error is not None
+    world.upstreams.scripts["gpt"] = [answers()]
+    world.clock.advance(0.25)
+    told = await world.ask()
+    assert told.error is None
+    assert told.exchange.attempts[0].kind == "probe"
+    assert world.health.standing("gpt").open_until == 0.0
 
 
 async def test_many_requests_at_once_all_end():

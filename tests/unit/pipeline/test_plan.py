@@ -11,7 +11,7 @@ from gateway.clock import Deadline
 from gateway.core.plan import Standing
 from gateway.core.principal import Principal
 from gateway.core.request import Hints
-from gateway.core.target import Cause, OneOf, Params, Retry
+from gateway.core.target import OneOf, Params, Retry
 from gateway.pipeline.plan import MIN_ATTEMPT, Spent, plan
 from gateway.wire import json
 from tests.support.fakes import (
@@ -150,9 +150,7 @@ def test_a_target_whose_accounts_are_full_has_no_headroom():
 def test_a_recovering_target_gets_its_share_of_requests():
     state = make_state(standings={"gpt": Standing(share=0.25)})
     chain = make_chain("gpt", "claude")
-    firsts = Counter(
-        ids(plan(make_facts(chain, id=f"r{n}"), state))[0] for n in range(2000)
-    )
+    firsts = Counter(ids(plan(make_facts(chain, id=f"r{n}"), state))[0] for n in range(2000))
     assert 400 < firsts["gpt"] < 600
 
 
@@ -246,7 +244,7 @@ def test_planned_times_end_by_the_deadline_and_leave_later_targets_their_share(
         assert 0 < candidate.seconds <= clock
         assert candidate.seconds <= left + 1e-9
     needs = sum(max(0.25, clock / 4) for clock in firsts)
-    if needs <= left:  # every one of them hangs, and every one had its share
+    if needs + 0.01 <= left:  # every one of them hangs, and every one had its share
         gone = 0.0
         for n, clock in enumerate(firsts):
             again = plan(
@@ -375,6 +373,8 @@ def test_a_plan_is_the_same_streaming_or_not(draw, standing):
     assert whole.skipped == stream.skipped
 
 
-def test_every_target_is_either_asked_or_told_why_not():
-    assert {Cause(cause) for cause in causes(planned("a", state=make_state(waits={"a": 1.0})
-                                                     )).values()} == {Cause.NO_HEADROOM}  # fmt: skip
+@given(st.dictionaries(st.sampled_from("abcd"), standings), st.integers(0, 4))
+def test_every_target_is_either_asked_or_told_why_not(standing, calls):
+    chain = make_chain(*"abcd", retry=Retry(attempts=9))
+    made = plan(make_facts(chain), make_state(standings=standing), Spent(calls=calls))
+    assert sorted([*ids(made), *causes(made)]) == list("abcd")

@@ -38,14 +38,14 @@ def remaining(world):
 async def test_told_usage_is_booked_as_it_is():
     world = World(make_chain("gpt"), {"gpt": answers(told=Usage(11, 7, cached=3))})
     await world.ask()
-    line, = world.ledger.lines
+    (line,) = world.ledger.lines
     assert (line.usage, line.flags, line.nano_usd) == (Usage(11, 7, cached=3), "", 25_000)
 
 
 async def test_usage_that_was_not_told_is_estimated_and_says_so():
     world = World(make_chain("gpt"), {"gpt": answers(told=None)})
     await world.ask()
-    line, = world.ledger.lines
+    (line,) = world.ledger.lines
     assert line.usage == Usage(10, 2, estimated=True)
     assert line.flags == "estimated"
 
@@ -60,9 +60,7 @@ async def test_content_is_never_free(told):
 
 async def test_usage_told_early_does_not_make_a_cut_answer_cheap():
     early = usage(Usage(50, 1))
-    world = World(
-        make_chain("gpt"), {"gpt": streams(early, text("x" * 700), fails("cut_stream"))}
-    )
+    world = World(make_chain("gpt"), {"gpt": streams(early, text("x" * 700), fails("cut_stream"))})
     await world.ask(stream=True)
     assert world.ledger.lines[0].usage == Usage(50, 200, estimated=True)
 

@@ -244,6 +244,7 @@ def test_a_worker_that_leaves_with_everything_settled_leaves_no_file(tmp_path: P
     journal.open(opening())
     journal.close(line())
     assert journal.leave()
+    journal.drop()
     assert not list(tmp_path.iterdir())
 
 
@@ -251,6 +252,7 @@ def test_a_worker_that_leaves_with_an_open_attempt_leaves_its_evidence(tmp_path:
     journal = made(tmp_path)
     journal.open(opening())
     assert not journal.leave()
+    journal.drop()
     assert len(records(only(tmp_path))) == 1
 
 

@@ -5,6 +5,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 Script = Callable[["Line"], Awaitable[None]]
 
@@ -44,6 +45,13 @@ class Line:
     async def say(self, data: bytes) -> None:
         self._writer.write(data)
         await self._writer.drain()
+
+    async def deaf(self, seconds: float) -> None:
+        """Read nothing at all for so long."""
+        transport: Any = self._writer.transport
+        transport.pause_reading()
+        await asyncio.sleep(seconds)
+        transport.resume_reading()
 
     async def gone(self) -> None:
         """Back when the other side has closed."""

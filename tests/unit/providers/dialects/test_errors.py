@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gateway.core.target import Cause, Failure
 from gateway.providers.dialects import errors
 
-SECRET = "sk-verysecretkey123"  # noqa: S105
+SECRET = "sk-verysecretkey123"
 
 
 def judge(status: int, body: Any = b"", headers: dict[str, str] | None = None) -> Failure:

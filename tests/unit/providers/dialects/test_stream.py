@@ -257,7 +257,8 @@ CALL_B = {"id": "b", "type": "function", "name": "g", "arguments": ""}
 @pytest.mark.parametrize(
     "events",
     [
-        [calls(piece(0, **CALL)), calls(piece(0, arguments='{"x"')), calls(piece(0, arguments=":1}")),
+        [calls(piece(0, **CALL)), calls(piece(0, arguments='{"x"')),
+         calls(piece(0, arguments=":1}")),
          calls(piece(1, **CALL_B)), calls(piece(1, arguments="{}"))],
         [calls(piece(1, **CALL)), calls(piece(1, arguments='{"x":1}')),  # from 1
          calls(piece(2, **CALL_B)), calls(piece(2, arguments="{}"))],
@@ -269,7 +270,8 @@ CALL_B = {"id": "b", "type": "function", "name": "g", "arguments": ""}
          calls(piece(0, **{**CALL_B, "arguments": "{}"}))],
         [calls(piece(0, **{**CALL, "arguments": '{"x":1}'}),
                piece(0, **{**CALL_B, "arguments": "{}"}))],
-        [calls(piece(0, **CALL)), calls(piece(0, id="a", type="function", name="", arguments='{"x":1}')),
+        [calls(piece(0, **CALL)),
+         calls(piece(0, id="a", type="function", name="", arguments='{"x":1}')),
          calls(piece(1, **CALL_B))],  # the id each time; no arguments at all
         [calls(piece(0, **CALL)), calls(piece(0, **{**CALL, "arguments": '{"x":1}'})),
          calls(piece(1, **CALL_B))],  # the name each time

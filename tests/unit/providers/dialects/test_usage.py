@@ -85,7 +85,7 @@ def test_parts_are_never_more_than_the_whole(
             c,
             prompt_tokens_details={"cached_tokens": d, "cache_write_tokens": e},
             completion_tokens_details={"reasoning_tokens": f},
-        )  # fmt: skip
+        )
     )
     if usage is None:
         return

@@ -2,6 +2,8 @@
 
 import asyncio
 import random
+import sqlite3
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,28 @@ from tests.support.clock import ManualClock
 from tests.unit.state.make import at_once, line, opening, target
 
 SNAPSHOT = Snapshot("c0ffee", {}, {}, {"gpt": target()}, keyless=False)
+
+
+VICTIM = """
+import asyncio, random, sys
+from gateway.clock import SystemClock
+from gateway.core.snapshot import Snapshot
+from gateway.state.embedded.open import open_state
+from tests.unit.state.make import line, opening
+
+async def main(folder, life):
+    snapshot = Snapshot("c0ffee", {}, {}, {})
+    async with open_state(folder, snapshot, SystemClock(), print, random.Random()) as state:
+        for number in range(100_000):
+            id = f"{life}-{number}.1"
+            state.ledger.open(opening(id))
+            print(id, flush=True)
+            if number % 3:
+                state.ledger.close(line(id))
+            await asyncio.sleep(0.0005)
+
+asyncio.run(main(sys.argv[1], sys.argv[2]))
+"""
 
 
 class Gate:
@@ -112,6 +136,18 @@ async def test_a_reload_reaches_every_room(gate: Gate) -> None:
         assert state.keys.keyless
 
 
+async def test_nobody_is_served_while_the_stored_keys_cannot_be_read(
+    gate: Gate, tmp_path: Path
+) -> None:
+    KeyStore(tmp_path / "state", gate.clock).create("job")
+    db = sqlite3.connect(tmp_path / "state" / "gateway.sqlite3")
+    db.execute("ALTER TABLE key RENAME TO away")
+    db.close()
+    with pytest.raises(sqlite3.OperationalError):
+        async with gate.open():
+            raise AssertionError
+
+
 async def test_an_error_inside_still_ships_everything(gate: Gate, tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         async with gate.open() as state:
@@ -119,3 +155,29 @@ async def test_an_error_inside_still_ships_everything(gate: Gate, tmp_path: Path
             state.ledger.close(line())
             raise ZeroDivisionError
     assert total(tmp_path / "state", 0).attempts == 1
+
+
+async def test_kill_9_loses_no_attempt_and_counts_none_twice(gate: Gate, tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    told: set[str] = set()
+    for life in range(3):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", VICTIM, str(folder), str(life), stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        for _ in range(150 + 40 * life):
+            told.add((await process.stdout.readline()).decode().strip())
+        process.kill()
+        told.update((await process.stdout.read()).decode().split())
+        await process.wait()
+    async with gate.open() as state:
+        assert state.recovered > 0
+        await state.ledger.clean()
+        assert state.ledger.drift == 0
+    db = sqlite3.connect(folder / "gateway.sqlite3")
+    found = {id for (id,) in db.execute("SELECT attempt_id FROM ledger")}
+    (summed,) = db.execute("SELECT sum(attempts) FROM spent WHERE scope = 'key'").fetchone()
+    db.close()
+    assert told <= found
+    assert len(found - told) <= 3  # written, and killed before it was said
+    assert summed == len(found)

@@ -1,0 +1,156 @@
+"""Accounts of the caller and of the first target: all or none; else wait in line, or 429."""
+
+import pytest
+
+from gateway.core.plan import Standing
+from gateway.core.principal import Principal
+from gateway.core.target import Account
+from tests.support.fakes import World, answers, make_chain, make_target, slots, turns
+
+RPM = Account("key:k:rpm", "key", "k", "rpm", 3)
+TPM = Account("key:k:tpm", "key", "k", "tpm", 120)
+SLOT = Account("key:k:concurrency", "key", "k", "concurrency", 1)
+TEAM = Account("team:t:concurrency", "team", "t", "concurrency", 1)
+
+
+def remaining(world, *accounts):
+    return [room.remaining for room in world.limiter.headroom(accounts)]
+
+
+@pytest.mark.parametrize(
+    ("account", "code", "scope", "words"),
+    [
+        (RPM, "rpm_exceeded", "key", "requests per minute of this API key"),
+        (TPM, "tpm_exceeded", "key", "tokens per minute of this API key"),
+        (SLOT, "concurrency_exceeded", "key", "requests at once of this API key"),
+        (TEAM, "concurrency_exceeded", "team", "the team 't'"),
+    ],
+)
+async def test_a_full_account_is_a_429_that_names_it_and_when(account, code, scope, words):
+    principal = Principal("k", accounts=(account,))
+    world = World(make_chain("gpt"), {"gpt": answers(delay=9.0)}, principal=principal)
+    going = [world.begin(max_output=100) for _ in range(account.limit if account is RPM else 1)]
+    await turns()
+    told = await world.begin(max_output=100).end()
+    refusal = told.refusal
+    assert (refusal.status, refusal.code, refusal.scope) == (429, code, scope)
+    assert words in refusal.message
+    assert refusal.retry_after > 0
+    assert refusal.headers()["x-should-retry"] == ("false" if account is RPM else "true")
+    for one in going:
+        await one.end()
+
+
+async def test_a_refusal_consumes_nothing():
+    principal = Principal("k", accounts=(RPM, SLOT))
+    world = World(make_chain("gpt"), {"gpt": answers(delay=1.0)}, principal=principal)
+    first = world.begin()
+    await turns()
+    assert (await world.begin().end()).refusal.code == "concurrency_exceeded"
+    assert remaining(world, RPM) == [2]
+    await first.end()
+
+
+async def test_the_first_targets_accounts_are_held_with_the_callers():
+    gpt = slots(2)
+    world = World(make_chain(make_target("gpt", accounts=(gpt,))), {"gpt": answers(delay=1.0)})
+    first = world.begin()
+    await turns()
+    assert remaining(world, gpt) == [1]
+    await first.end()
+    assert remaining(world, gpt) == [2]
+
+
+async def test_a_request_waits_for_its_callers_slot():
+    principal = Principal("k", accounts=(SLOT,), wait=5.0)
+    world = World(make_chain("gpt"), {"gpt": answers(delay=2.0)}, principal=principal)
+    first, second = world.begin(), world.begin()
+    await turns()
+    assert world.queue.waiting == 1
+    assert (await first.end()).error is None
+    told = await second.end()
+    assert told.error is None
+    assert told.exchange.waited == 2.0
+    assert told.reply.headers["x-gateway-time"].startswith("queue=2000")
+    assert world.clock.monotonic() == 1004.0
+
+
+async def test_a_request_waits_for_a_target_when_all_are_full():
+    chain = make_chain(*(make_target(n, accounts=(slots(1, name=n),)) for n in ("a", "b")))
+    scripts = {"a": answers(delay=2.0), "b": answers(delay=1.0)}
+    world = World(chain, scripts, principal=Principal("k", wait=5.0))
+    going = [world.begin() for _ in range(3)]
+    await turns()
+    assert world.queue.waiting == 1
+    told = [await one.end() for one in going]
+    assert [one.error for one in told] == [None, None, None]
+    assert told[2].exchange.waited == 1.0
+    assert world.upstreams.asked == ["a", "b", "b"]
+
+
+async def test_targets_that_rest_do_not_count_as_room():
+    gpt = slots(1)
+    world = World(make_chain(make_target("gpt", accounts=(gpt,)), "claude"),
+                  {"gpt": answers(delay=2.0)}, principal=Principal("k", wait=5.0))  # fmt: skip
+    world.health.standings["claude"] = Standing(open_until=2000.0)
+    first, second = world.begin(), world.begin()
+    await turns()
+    assert world.queue.waiting == 1
+    assert (await second.end()).error is None
+    await first.end()
+
+
+async def test_without_wait_a_request_for_full_targets_is_refused_at_once():
+    gpt = slots(1)
+    world = World(make_chain(make_target("gpt", accounts=(gpt,))), {"gpt": answers(delay=2.0)})
+    first = world.begin()
+    await turns()
+    refusal = (await world.begin().end()).refusal
+    assert (refusal.status, refusal.code) == (429, "concurrency_exceeded")
+    assert refusal.scope == "target"
+    assert "gpt" in refusal.message
+    await first.end()
+
+
+async def test_nobody_waits_for_a_minute_that_is_the_callers_own_to_spread():
+    principal = Principal("k", accounts=(RPM,), wait=100.0)
+    world = World(make_chain("gpt"), principal=principal)
+    for _ in range(3):
+        assert (await world.ask()).error is None
+    assert (await world.ask()).refusal.code == "rpm_exceeded"
+    assert world.queue.waiting == 0
+
+
+async def test_a_limit_that_is_met_in_line_ends_the_waiting():
+    one = Account("key:k:rpm", "key", "k", "rpm", 2)
+    principal = Principal("k", accounts=(one, SLOT), wait=20.0)
+    world = World(make_chain("gpt"), {"gpt": answers(delay=1.0)}, principal=principal)
+    going = [world.begin() for _ in range(3)]
+    codes = [getattr((await one.end()).error, "code", "ok") for one in going]
+    assert codes == ["ok", "ok", "rpm_exceeded"]
+
+
+async def test_a_target_that_is_full_by_the_minute_is_waited_for_by_the_clock():
+    rpm = Account("target:gpt:rpm", "target", "gpt", "rpm", 60, burst=1)
+    world = World(make_chain(make_target("gpt", accounts=(rpm,))),
+                  principal=Principal("k", wait=5.0))  # fmt: skip
+    going = [world.begin() for _ in range(4)]
+    told = [await one.end() for one in going]
+    assert [one.error for one in told] == [None] * 4
+    assert [round(one.exchange.waited) for one in told] == [0, 1, 2, 3]
+
+
+async def test_who_waits_is_passed_by_nobody():
+    chain = make_chain(make_target("gpt", accounts=(slots(1),)))
+    world = World(chain, {"gpt": answers(delay=1.0)}, principal=Principal("k", wait=5.0))
+    order = []
+    going = [world.begin() for _ in range(3)]
+    for one in going:
+        one.task.add_done_callback(lambda _, name=one.id: order.append(name))
+    await turns()
+    world.clock.advance(1.0)  # the slot comes back; before anybody runs one more arrives
+    late = world.begin()
+    late.task.add_done_callback(lambda _: order.append("late"))
+    for one in (*going, late):
+        assert (await one.end()).error is None
+    assert order == ["req1", "req2", "req3", "late"]
