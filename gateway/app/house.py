@@ -302,4 +302,4 @@ class _Tasks:
         try:
             await work
         except Exception as error:  # noqa: BLE001 - a boundary: no chore may end the service
-            self._heard(StateTrouble("house", work.__qualname__, type(error).__name__))
+            self._heard(StateTrouble("house", "chore", type(error).__name__))

@@ -19,8 +19,9 @@ from gateway.core.plan import Facts, Plan, Skip, State, Try
 from gateway.core.principal import LOCAL, Credential
 from gateway.core.request import Hints, Request
 from gateway.core.snapshot import Snapshot
-from gateway.core.target import WAY_ON, Cause, Chain, Fault, Next, Same
+from gateway.core.target import WAY_ON, Cause, Next, Same
 from gateway.pipeline.facts import gather
+from gateway.pipeline.onward import onward
 from gateway.pipeline.plan import NOTHING_SPENT, Spent, ordered, plan
 from gateway.server.facades.chat import ChatFacade
 from gateway.server.hints import read_head
@@ -136,28 +137,11 @@ def _sequel(facts: Facts, state: State, made: Plan, cause: Cause) -> Sequel | No
     failed = made.tries[0]
     way, retry = WAY_ON[cause], facts.chain.retry
     again = way.same is Same.NOISE and retry.same_target > 0 and retry.attempts > 1
-    spent = _spent(facts, failed, cause, calls=2 if again else 1)
+    begun = replace(NOTHING_SPENT, calls=2 if again else 1)
+    spent = onward(facts, begun, failed.target, cause)
     if spent is None or spent.calls >= retry.attempts:
         return Sequel(cause, failed, again, spent, None)
     return Sequel(cause, failed, again, spent, plan(facts, state, spent))
-
-
-def _spent(facts: Facts, failed: Try, cause: Cause, calls: int) -> Spent | None:
-    """What a failure uses up; None when the request ends with it."""
-    way = WAY_ON[cause]
-    gone = {failed.target.id}
-    if way.fault not in {Fault.KEY, Fault.THROTTLE}:
-        gone |= {other.id for other in facts.chain.targets if other.name == failed.target.name}
-    spent = replace(NOTHING_SPENT, tried=frozenset(gone), calls=calls)
-    said = facts.chain.on.get(cause)
-    if isinstance(said, Chain):
-        return replace(spent, chain=said)
-    if said is not None:
-        return spent if said == "next" else None
-    if way.next is Next.LARGER:
-        context = failed.target.context
-        return None if context is None else replace(spent, larger_than=context)
-    return spent if way.next is Next.YES else None
 
 
 # For people

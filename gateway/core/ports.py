@@ -113,6 +113,10 @@ class Health(Protocol):
         """Judge an ended attempt; one that neither finished nor failed counts for nobody."""
         ...
 
+    def answered(self, attempt: Attempt, target: Target) -> None:
+        """A probe has content: its breaker need not wait for the end of a long stream."""
+        ...
+
     def deposit(self, target: Target) -> None:
         """A first attempt on a target feeds its retry budget by 0.2."""
         ...

@@ -19,11 +19,8 @@ from gateway.core.snapshot import Snapshot
 from gateway.core.target import (
     WAY_ON,
     Cause,
-    Chain,
     Failed,
     Failure,
-    Fault,
-    Next,
     Retry,
     Same,
     Target,
@@ -33,6 +30,7 @@ from gateway.errors import GatewayError
 from gateway.pipeline.answer import Answer, Streaming, Whole
 from gateway.pipeline.backoff import after_hint, jitter
 from gateway.pipeline.estimate import Outputs, target_demands
+from gateway.pipeline.onward import onward
 from gateway.pipeline.plan import MIN_ATTEMPT, NOTHING_SPENT, Planner, ordered
 from gateway.pipeline.settle import Settle
 from gateway.pipeline.tell import cut, exhausted, trace
@@ -191,8 +189,11 @@ class _Walk(AbstractAsyncContextManager[Answer]):
             return None
         if (again := await self._once_more(failed, failure)) is not None:
             return again, "retry"
-        if not self._may_go_on(failed, failure):
+        self._remember(failed, failure)
+        spent = onward(self._facts, self._spent, failed.target, failure.cause)
+        if spent is None:
             return None
+        self._spent = spent
         return await self._chosen(self._replan())
 
     def _passed_over(self, plan: Plan) -> None:
@@ -238,33 +239,6 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         if not noise or not quick or standing.open_until or standing.half_open:
             return None
         return random.uniform(0, self._retry().backoff)  # noqa: S311 - jitter
-
-    def _may_go_on(self, failed: Try, failure: Failure) -> bool:
-        """Write down what is used up; False when the cause ends the walk."""
-        way = WAY_ON[failure.cause]
-        said = (self._spent.chain or self._facts.chain).on.get(failure.cause)
-        self._use_up(failed.target, way.fault)
-        self._remember(failed, failure)
-        if way.next is Next.NEVER:
-            return False
-        if isinstance(said, Chain):
-            self._spent = replace(self._spent, chain=said)
-            return True
-        if said is not None:
-            return said == "next"
-        if way.next is Next.LARGER:
-            context = failed.target.context
-            self._spent = replace(self._spent, larger_than=context)
-            return context is not None
-        return way.next is Next.YES
-
-    def _use_up(self, target: Target, fault: Fault) -> None:
-        """This target is done; unless its key was at fault, so are its other keys."""
-        gone = {target.id}
-        if fault not in {Fault.KEY, Fault.THROTTLE}:
-            chain = self._spent.chain or self._facts.chain
-            gone |= {other.id for other in chain.targets if other.name == target.name}
-        self._spent = replace(self._spent, tried=self._spent.tried | gone)
 
     def _remember(self, failed: Try, failure: Failure) -> None:
         """When it may be asked once more, should nobody else be left."""
@@ -431,6 +405,8 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         decoder = adapter.decoder(request)
         streaming = Streaming(self._exchange, self._facts, attempt, reply, decoder, steps)
         await streaming.until_content(self._filtered)
+        if attempt.probe:
+            steps.health.answered(attempt, attempt.target)
         return streaming
 
     async def _whole(self, attempt: Attempt, event: StreamEvent) -> Answer:

@@ -141,7 +141,7 @@ class Connection(BaseProtocol):
             self._payload = messages[-1][1]
             self._items.extend(messages)
             self._go()
-        elif data and (self._payload is None or self._payload.is_eof()):
+        elif data.strip() and (self._payload is None or self._payload.is_eof()):
             self._half_a_head()
         if len(self._items) >= HELD_PIPELINED and not self._buffer_paused:
             self._pause_reading_for_buffer()

@@ -1,5 +1,7 @@
 """The public port: to the road with a request that is well formed, or to what needs no road."""
 
+import asyncio
+
 from aiohttp.http_parser import RawRequestMessage
 
 from gateway.clock import Clock
@@ -66,7 +68,7 @@ class Edge(Desk):
         if route is not None and route.role == "anyone":
             self._for_anyone(doors, route, reply)
             return
-        status = GONE
+        status = 500
         error: GatewayError | None = None
         principal: Principal | None = None
         try:
@@ -78,6 +80,9 @@ class Edge(Desk):
             status = 200
         except GatewayError as failure:
             status, error = failure.status, failure
+            raise
+        except asyncio.CancelledError:
+            status = GONE
             raise
         finally:
             self._tell(call, status, error, principal)

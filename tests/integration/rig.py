@@ -194,7 +194,11 @@ class Line:
         self.socket.sendall(data)
 
     def fin(self) -> None:
+        self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
+
+    def half_closed(self) -> None:
+        self.socket.shutdown(socket.SHUT_WR)
 
     def rst(self) -> None:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

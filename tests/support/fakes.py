@@ -426,6 +426,9 @@ class FakeHealth:
             self.probes.discard(target.id)
         self.after(attempt)
 
+    def answered(self, attempt: Attempt, target: Target) -> None:
+        self.recorded.append((target.id, "answered"))
+
     def deposit(self, target: Target) -> None:
         self.deposits.append(target.id)
 
