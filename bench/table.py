@@ -17,8 +17,8 @@ from servers import Server
 BEGIN, END = "<!-- bench: written by make bench ARGS=--write -->", "<!-- bench: end -->"
 NOISY = 0.05  # of all CPUs taken by other processes while we measured
 COLUMNS = (
-    "case", "server", "CPU µs/request", "of it loop", "CPU µs/chunk", "x upstream", "x plain", "requests/s",
-    "+p50 ms", "+p95 ms", "+p99 ms", "+first token ms",
+    "case", "server", "CPU µs/request", "of it loop", "CPU µs/chunk", "x upstream", "x plain",
+    "requests/s", "+p50 ms", "+p95 ms", "+p99 ms", "+first token ms",
 )  # fmt: skip
 PACKAGES = ("aiohttp", "uvloop", "msgspec", "orjson", "httptools")
 

@@ -180,7 +180,7 @@ def _rows(facts: Facts, made: Plan, tried: frozenset[str]) -> Iterator[Text]:
     """Each target in the order of the chain, numbered where it would be asked."""
     tries = {attempt.target.id: (n, attempt) for n, attempt in enumerate(made.tries, 1)}
     skips = {skip.target.id: skip for skip in made.skipped}
-    known = [t for _, t in ordered(made.chain.steps, facts.id) if t.id not in tried]
+    known = [t for _, t in ordered(made.chain, facts.id) if t.id not in tried]
     width = max((len(t.id) for t in known), default=0)
     what = max((len(f"{t.provider}/{t.model}") for t in known), default=0)
     for target in known:

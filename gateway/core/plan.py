@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from gateway.clock import Deadline
 from gateway.core.principal import Principal
 from gateway.core.request import Hints, Request
 from gateway.core.target import Cause, Chain, Target, Timeouts
-from gateway.core.usage import Cost
+from gateway.core.usage import UNKNOWN, Cost, Price, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,12 @@ class Standing:
 WELL = Standing()
 
 
+class Waits(Protocol):
+    """Seconds by target id; a dict will do."""
+
+    def get(self, key: str, default: float, /) -> float: ...
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """What health and limiter know at this instant.
@@ -61,32 +68,43 @@ class State:
         now: monotonic seconds.
         epoch: seconds since the epoch, for dated prices.
         standings: by target id; a target that is not there stands well.
-        waits: by target id: seconds until its accounts have room again; absent: now.
+        waits: by target id: seconds until its accounts have room again; absent: now. It is
+            looked into only until one target may be asked: the others are judged at their turn.
     """
 
     now: float
     epoch: float
     standings: Mapping[str, Standing] = field(default_factory=dict)
-    waits: Mapping[str, float] = field(default_factory=dict)
+    waits: Waits = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """One target that may be asked, with its clocks and the upper bound of what it may cost.
+    """One target that may be asked, with its clocks and what bounds its cost.
 
     Args:
         timeouts: this chain's clocks for it, reasoning slack and the caller's header applied.
         seconds: how long the attempt may take at most to content (stream) or answer.
+        prompt: estimated input tokens.
         output: upper bound of output tokens.
+        price: the row in force; None: unpriced.
         probe: the breaker is half-open: this would be its one probe.
     """
 
     target: Target
     timeouts: Timeouts
     seconds: float
-    bound: Cost
+    prompt: int
     output: int
+    price: Price | None
     probe: bool = False
+
+    @property
+    def bound(self) -> Cost:
+        """What the attempt may cost at most, as far as the prompt is estimated rightly."""
+        if self.price is None:
+            return UNKNOWN
+        return self.price.cost(Usage(input=self.prompt, output=self.output))
 
 
 @dataclass(frozen=True, slots=True)

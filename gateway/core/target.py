@@ -324,10 +324,15 @@ class Chain:
     max_cost: int | None = None
     midstream: Literal["error"] = "error"
     targets: tuple[Target, ...] = field(init=False)  # every target, each once
+    fixed: tuple[tuple[Leaf, Target], ...] | None = field(init=False)  # the order, if none is drawn
 
     def __post_init__(self) -> None:
-        every = {target.id: target for leaf in self.leaves() for target in leaf.targets}
+        leaves = self.leaves()
+        every = {target.id: target for leaf in leaves for target in leaf.targets}
         object.__setattr__(self, "targets", tuple(every.values()))
+        drawn = any(isinstance(step, OneOf) or len(step.targets) > 1 for step in self.steps)
+        fixed = None if drawn else tuple((leaf, leaf.targets[0]) for leaf in leaves)
+        object.__setattr__(self, "fixed", fixed)
 
     def leaves(self) -> tuple[Leaf, ...]:
         """Every target step, in order of the file, each name once."""

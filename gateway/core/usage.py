@@ -29,6 +29,11 @@ class Usage:
     def total(self) -> int:
         return self.input + self.output
 
+    @property
+    def sorted_input(self) -> int:
+        """Input tokens of a sort that may have a price of its own."""
+        return self.cached + self.cache_write_5m + self.cache_write_1h + self.audio_input
+
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
             self.input + other.input,
@@ -93,27 +98,27 @@ class Price:
         for threshold, dearer in self.above:
             if usage.input > threshold:
                 row = dearer
-        plain_input = usage.input
-        plain_output = usage.output
-        total = 0
-        for tokens, price in (
-            (usage.cached, row.cached_input),
-            (usage.cache_write_5m, row.cache_write_5m),
-            (usage.cache_write_1h, row.cache_write_1h),
-            (usage.audio_input, row.audio_input),
-        ):
-            if tokens and price is not None:
-                part = min(tokens, plain_input)
-                plain_input -= part
-                total += part * price
-        for tokens, price in (
-            (usage.reasoning, row.reasoning),
-            (usage.audio_output, row.audio_output),
-        ):
-            if tokens and price is not None:
-                part = min(tokens, plain_output)
-                plain_output -= part
-                total += part * price
+        plain_input, plain_output, total = usage.input, usage.output, 0
+        if usage.sorted_input:
+            for tokens, price in (
+                (usage.cached, row.cached_input),
+                (usage.cache_write_5m, row.cache_write_5m),
+                (usage.cache_write_1h, row.cache_write_1h),
+                (usage.audio_input, row.audio_input),
+            ):
+                if tokens and price is not None:
+                    part = min(tokens, plain_input)
+                    plain_input -= part
+                    total += part * price
+        if usage.reasoning or usage.audio_output:
+            for tokens, price in (
+                (usage.reasoning, row.reasoning),
+                (usage.audio_output, row.audio_output),
+            ):
+                if tokens and price is not None:
+                    part = min(tokens, plain_output)
+                    plain_output -= part
+                    total += part * price
         total += plain_input * row.input + plain_output * row.output
         return Cost(-(-total // MILLION) + row.request)
 

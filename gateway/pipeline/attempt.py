@@ -203,7 +203,7 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         first = plan.tries[0].target.id if plan.tries else None
         skipped = {skip.target.id: skip for skip in plan.skipped}
         known = {(skip.target.id, skip.cause) for skip in self._exchange.skips}
-        for _, target in ordered(plan.chain.steps, self._facts.id):
+        for _, target in ordered(plan.chain, self._facts.id):
             if target.id == first:
                 return
             skip = skipped.get(target.id)
@@ -370,13 +370,13 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         if not target.accounts:
             return None
         held = self._reservation.held
+        if all(account in held for account in target.accounts):
+            return None
         demands = [
             demand
             for demand in target_demands(self._facts, target, self._steps.outputs)
             if demand.account not in held
         ]
-        if not demands:
-            return None
         refusal = await self._steps.limiter.extend(self._reservation, demands)
         if refusal is None or not (self._calls or self._refused):
             return refusal

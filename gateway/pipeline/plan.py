@@ -4,13 +4,13 @@
 id, so a plan can be made again and explained. Source: gateway.md, 3.1 and 3.2.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gateway.core.plan import WELL, Facts, Plan, Skip, Standing, State, Try
 from gateway.core.request import Request
 from gateway.core.target import Cause, Chain, Leaf, Step, Target, Timeouts
-from gateway.core.usage import UNKNOWN, Cost, Usage, in_force
+from gateway.core.usage import in_force
 from gateway.pipeline.balance import hash01, ranked
 
 MIN_ATTEMPT = 0.25  # seconds: no attempt starts with less
@@ -51,10 +51,12 @@ def plan(facts: Facts, state: State, spent: Spent = NOTHING_SPENT) -> Plan:
     chain = spent.chain or facts.chain
     usable: list[Try] = []
     skipped: list[Skip] = []
-    for leaf, target in ordered(chain.steps, facts.id):
+    for leaf, target in ordered(chain, facts.id):
         if target.id in spent.tried:
             continue
         judged = _judge(facts, state, spent, leaf, target)
+        if isinstance(judged, Try) and not usable:
+            judged = _full(state, target) or judged
         if isinstance(judged, Skip):
             skipped.append(judged)
         else:
@@ -68,8 +70,12 @@ def plan(facts: Facts, state: State, spent: Spent = NOTHING_SPENT) -> Plan:
     return Plan(chain, _timed(usable, left, calls), tuple(skipped))
 
 
-def ordered(steps: Sequence[Step], draw: str) -> Iterator[tuple[Leaf, Target]]:
+def ordered(chain: Chain, draw: str) -> Iterable[tuple[Leaf, Target]]:
     """Each (step, target) in the order of this request, each target once."""
+    return _drawn(chain.steps, draw) if chain.fixed is None else chain.fixed
+
+
+def _drawn(steps: Sequence[Step], draw: str) -> Iterator[tuple[Leaf, Target]]:
     seen: set[str] = set()
     for leaf in _leaves(steps, draw):
         for target in ranked(draw, [(t.weight, t.id, t) for t in leaf.targets]):
@@ -101,6 +107,8 @@ def output_bound(request: Request, default: int | None, target: Target) -> int:
     if request.kind == "embeddings":
         return 0
     stated = request.max_output or default or target.max_output or DEFAULT_OUTPUT
+    if not target.params.cap and target.max_output is None:
+        return stated * request.n
     caps = [cap for name in ("max_tokens", "max_completion_tokens")
             if (cap := target.params.cap.get(name)) is not None]  # fmt: skip
     if target.max_output is not None:
@@ -120,18 +128,19 @@ def _judge(
     )
     if skip is not None:
         return skip
-    output = output_bound(facts.request, facts.principal.default_max_tokens, target)
-    bound = cost_bound(facts, target, output, state.epoch)
-    if (skip := _too_dear(facts, target, bound)) is not None:
-        return skip
-    if (skip := _resting(facts, state, target, standing)) is not None:
-        return skip
     timeouts = _timeouts(facts, leaf.timeouts, target)
-    probe = standing.half_open
-    if probe:  # a probe gets half the time: it shall not make its caller wait
+    if standing.half_open:  # a probe gets half the time: it shall not make its caller wait
         timeouts = replace(timeouts, first_token=timeouts.first_token / 2)
-    clock = timeouts.first_token if facts.request.stream else timeouts.answer
-    return Try(target, timeouts, clock, bound, output, probe)
+    candidate = Try(
+        target,
+        timeouts,
+        timeouts.first_token if facts.request.stream else timeouts.answer,
+        facts.request.prompt,
+        output_bound(facts.request, facts.principal.default_max_tokens, target),
+        in_force(target.prices, state.epoch),
+        standing.half_open,
+    )
+    return _too_dear(facts, candidate) or _resting(facts, state, target, standing) or candidate
 
 
 def _excluded(facts: Facts, target: Target) -> Skip | None:
@@ -161,21 +170,14 @@ def _too_long(facts: Facts, spent: Spent, target: Target, trust: float) -> Skip 
     return None
 
 
-def cost_bound(facts: Facts, target: Target, output: int, epoch: float) -> Cost:
-    """What one attempt may cost at most, as far as the prompt is estimated rightly."""
-    price = in_force(target.prices, epoch)
-    if price is None:
-        return UNKNOWN
-    return price.cost(Usage(input=facts.request.prompt, output=output))
-
-
-def _too_dear(facts: Facts, target: Target, bound: Cost) -> Skip | None:
-    if not bound.known:
+def _too_dear(facts: Facts, candidate: Try) -> Skip | None:
+    target = candidate.target
+    if candidate.price is None:
         if target.allow_unpriced:
             return None
         return Skip(target, Cause.TOO_DEAR, detail="it has no price")
     limits = [m for m in (facts.chain.max_cost, facts.hints.max_cost) if m is not None]
-    if limits and bound.nano_usd > min(limits):
+    if limits and (bound := candidate.bound).nano_usd > min(limits):
         return Skip(target, Cause.TOO_DEAR, detail=f"up to ${bound.dollars()}")
     return None
 
@@ -192,8 +194,12 @@ def _resting(facts: Facts, state: State, target: Target, standing: Standing) -> 
         ):
             if until > now:
                 return Skip(target, cause, until, detail)
+    return None
+
+
+def _full(state: State, target: Target) -> Skip | None:
     wait = state.waits.get(target.id, 0.0)
-    return Skip(target, Cause.NO_HEADROOM, now + wait) if wait > 0 else None
+    return Skip(target, Cause.NO_HEADROOM, state.now + wait) if wait > 0 else None
 
 
 def _ramp_until(facts: Facts, now: float, target: Target, standing: Standing) -> float:
@@ -236,7 +242,7 @@ def _least_too_small(facts: Facts, state: State, spent: Spent, skipped: list[Ski
         return []
     largest = max(small, key=lambda skip: skip.target.context or 0)
     chain = spent.chain or facts.chain
-    leaf = next(one for one, target in ordered(chain.steps, facts.id) if target is largest.target)
+    leaf = next(one for one, target in ordered(chain, facts.id) if target is largest.target)
     judged = _judge(facts, state, spent, leaf, largest.target, ESTIMATE_SLACK)
     if isinstance(judged, Skip):
         return []
@@ -296,14 +302,30 @@ class Planner:
         self, facts: Facts, spent: Spent = NOTHING_SPENT, forgive: str | None = None
     ) -> Plan:
         """The plan now; `forgive` names a target id whose breaker is overlooked."""
+        sources = self.sources
         standings: dict[str, Standing] = {}
-        waits: dict[str, float] = {}
         chain = spent.chain or facts.chain
         for target in chain.targets:
-            standing = self.sources.standing(target.id)
+            standing = sources.standing(target.id)
             if standing is not WELL and target.id != forgive:
                 standings[target.id] = standing
-            if target.accounts and (wait := self.sources.wait(facts, target)) > 0:
-                waits[target.id] = wait
-        state = State(self.sources.monotonic(), self.sources.now(), standings, waits)
+        waits = _Looked(facts, chain, sources.wait)
+        state = State(sources.monotonic(), sources.now(), standings, waits)
         return plan(facts, state, spent)
+
+
+class _Looked:
+    """`Waits` that are looked up when they are asked for: most plans need one."""
+
+    __slots__ = ("_chain", "_facts", "_wait")
+
+    def __init__(self, facts: Facts, chain: Chain, wait: Callable[[Facts, Target], float]) -> None:
+        self._facts = facts
+        self._chain = chain
+        self._wait = wait
+
+    def get(self, key: str, default: float, /) -> float:
+        for target in self._chain.targets:
+            if target.id == key:
+                return self._wait(self._facts, target) if target.accounts else default
+        return default

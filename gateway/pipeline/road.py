@@ -54,7 +54,7 @@ class Road:
                 await reply.start(answer_headers(exchange, self.snapshot, self.clock), voice)
                 async for events in answer:
                     await reply.write(events)
-                await reply.finish(note(exchange, self.clock))
+                await reply.finish(note(exchange, self.clock) if request.stream else b"")
                 exchange.finished = True
         except GatewayError as error:
             raise tell(error, exchange, self.snapshot, self.clock) from None

@@ -73,6 +73,8 @@ class RequestLog:
         self._thread: threading.Thread | None = None
         self._foreign = Foreign(self)
         self.dropped = 0  # so far; only the loop writes it
+        self._second = -1
+        self._spelled = ""
         self._told = 0  # of them; only the thread writes it
 
     def __enter__(self) -> Self:
@@ -104,12 +106,14 @@ class RequestLog:
         lines: list[str] = []
         while self._waiting and len(lines) < self._kept:
             what, now, config = self._waiting.popleft()
-            line = what if isinstance(what, dict) else line_of(what, now, config)
-            lines.append(self._render({"ts": _moment(now), **line}))
+            line: Line = {"ts": "", "level": "", "event": ""}  # what comes first in the line
+            line |= what if isinstance(what, dict) else line_of(what, now, config)
+            line["ts"] = self._moment(now)
+            lines.append(self._render(line))
         if (dropped := self.dropped - self._told) > 0:
             self._told += dropped
             lost = {"level": "warning", "event": "log", "dropped": dropped}
-            lines.append(self._render({"ts": _moment(self._clock.now()), **lost}))
+            lines.append(self._render({"ts": self._moment(self._clock.now()), **lost}))
         if not lines:
             return
         try:
@@ -126,6 +130,15 @@ class RequestLog:
         if waiting == self._kept // 2:
             self._wake.set()
         self._waiting.append((what, now, self._config()))
+
+    def _moment(self, now: float) -> str:
+        """ISO 8601 in UTC, to the millisecond; a second is spelled once for all its lines."""
+        thousandths = round(now * 1000)
+        second = thousandths // 1000
+        if second != self._second:
+            self._second = second
+            self._spelled = datetime.fromtimestamp(second, UTC).isoformat()[:19]
+        return f"{self._spelled}.{thousandths % 1000:03d}Z"
 
     def _run(self) -> None:
         while not self._ended:
@@ -205,7 +218,9 @@ def line_of(event: Event, now: float, config: str) -> Line:
     """What an event says in the log."""
     if isinstance(event, RequestEnded):
         level = "error" if event.exchange.status >= 500 else "info"
-        return {"level": level, **story(event.exchange, now, config), "ts": _moment(now)}
+        told = story(event.exchange, now, config)
+        told["level"] = level
+        return told
     return _other_line(event)
 
 
@@ -270,8 +285,3 @@ def _request_text(line: Mapping[str, Any]) -> str:
 def _plain(text: str) -> str:
     """Without control characters: a terminal obeys them."""
     return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def _moment(now: float) -> str:
-    told = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
-    return told.replace("+00:00", "Z")

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import httpx2
-
 from chaos.upstream import UpstreamThread
 from gateway.app.house import House
 from gateway.app.source import Source
@@ -116,14 +114,14 @@ class Gateway(Running):
         return self.do(lambda: self.house.state.stories.recent(1))[0]
 
     def admin(
-        self, path: str, method: str = "GET", expect: tuple[int, ...] = (200,), **more: Any
+        self, path: str, method: str = "GET", expect: tuple[int, ...] = (200,)
     ) -> Any:
         """What the admin listener answers; None where it is a 404 that was expected."""
-        told = httpx2.request(
-            method, self.admin_url + path, headers={"authorization": f"Bearer {ADMIN_KEY}"}, **more
-        )
-        assert told.status_code in expect, told.text
-        return None if told.status_code == 404 else told.json()
+        with Line(self.house.servers.admin_port) as line:
+            line.send(get(path, authorization=f"Bearer {ADMIN_KEY}").replace(b"GET", method.encode(), 1))
+            told = line.answer(method)
+        assert told.status in expect, told.body
+        return None if told.status == 404 else told.json()
 
     def at_rest(self) -> None:
         """Wait until nothing is under way, and every slot is back."""
@@ -262,6 +260,12 @@ def post(body: Any, path: str = "/v1/chat/completions", **headers: str) -> bytes
     told |= {name.replace("_", "-"): value for name, value in headers.items()}
     lines = "".join(f"{name}: {value}\r\n" for name, value in told.items())
     return f"POST {path} HTTP/1.1\r\n{lines}\r\n".encode() + data
+
+
+def get(path: str, **headers: str) -> bytes:
+    """A request without a body."""
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    return f"GET {path} HTTP/1.1\r\nhost: gateway\r\n{lines}\r\n".encode()
 
 
 def chat(model: str, **more: Any) -> dict[str, Any]:

@@ -201,8 +201,8 @@ def members_of(body: bytes) -> dict[str, json.Raw]:
         members = json.split(body)
     except json.JSONError as error:
         raise InvalidRequest(f"The body must be a JSON object: {error}.") from None
-    if unknown := members.keys() - KNOWN:
-        _refuse_forbidden(unknown)
+    if not KNOWN.issuperset(members):
+        _refuse_forbidden(members)
     if len(body) < SMALL:
         check_depth(body, "", around=0)
         return members

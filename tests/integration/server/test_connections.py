@@ -71,6 +71,15 @@ async def test_an_idle_connection_is_kept_for_its_time_and_then_closed():
         assert not g.events
 
 
+async def test_a_stray_line_end_behind_a_request_is_no_head():
+    async with gateway(bounds=Bounds(head=0.1, keepalive=5.0)) as g, dial(g.port) as line:
+        line.send(get("/healthz") + b"\r\n")
+        assert (await line.answer()).status == 200
+        line.send(b"\r\n")
+        await asyncio.sleep(0.2)
+        assert (await line.ask(get("/healthz"))).status == 200
+
+
 async def test_a_long_answer_outlives_the_clock_of_heads():
     async with gateway(bounds=SHORT) as g, dial(g.port) as line:
 

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import struct
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
@@ -302,6 +303,24 @@ async def test_a_caller_who_leaves_in_the_middle_of_its_body_is_noticed():
                 await asyncio.sleep(0.001)
         async with asyncio.timeout(5):
             await g.chat.cancelled.wait()
+
+
+async def test_a_caller_who_leaves_while_its_key_is_looked_up_is_told_as_gone():
+    async with gateway() as g:
+        reached = asyncio.Event()
+
+        async def slowly(call):
+            reached.set()
+            await asyncio.sleep(30)
+
+        g.current.doors = replace(g.doors, authenticate=slowly)
+        async with dial(g.port) as line:
+            line.send(get("/v1/models"))
+            await reached.wait()
+        async with asyncio.timeout(5):
+            while not g.events:
+                await asyncio.sleep(0.001)
+        assert g.ended == [("_other", 499)]
 
 
 async def test_the_road_is_cancelled_in_the_turn_the_caller_left():
