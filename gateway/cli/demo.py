@@ -72,7 +72,7 @@ class Watcher:
 
     clock: Clock
     tell: Callable[[str], None]
-    stories: list[dict[str, Any]] = field(default_factory=list)
+    stories: list[Mapping[str, Any]] = field(default_factory=list)
     opened: int = 0
     closed: int = 0
     told: set[str] = field(default_factory=set)

@@ -1,7 +1,7 @@
 """What changes while a request is under way: its attempts, and the exchange that holds all."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gateway.core.plan import Facts, Plan, Skip
 from gateway.core.principal import Principal
@@ -83,7 +83,7 @@ class Exchange:
     __slots__ = (
         "api", "attempts", "chain_name", "dropped", "ended", "error", "facts", "finish_reason",
         "finished", "id", "paused", "plan", "planned", "principal", "reservation", "settled",
-        "skips", "started", "status", "streaming", "trail", "waited",
+        "skips", "started", "status", "streaming", "told", "trail", "waited",
     )  # fmt: skip
 
     def __init__(self, id: str, api: str, started: float) -> None:
@@ -109,6 +109,7 @@ class Exchange:
         self.status = 0  # what the caller was answered; 499 when it left before
         self.ended = 0.0
         self.settled = False
+        self.told: dict[str, Any] | None = None  # its story, once it has ended
 
     @property
     def served_by(self) -> Attempt | None:

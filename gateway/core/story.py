@@ -1,67 +1,86 @@
 """One request's story: the same words in the log line, `gateway why`, the console and the docs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from gateway.core.attempt import Attempt, Exchange
 from gateway.core.usage import Usage
+from gateway.errors import GatewayError
 
 
-def story(exchange: Exchange, now: float, config: str) -> dict[str, Any]:
+def story(exchange: Exchange, now: float, config: str) -> Mapping[str, Any]:
     """What happened, as JSON values; never a prompt, completion, header value, key or URL.
 
+    Told once when the exchange has ended: who listens shares it, and does not change it.
+
     Args:
-        exchange: ended.
+        exchange: settled, or still under way.
         now: epoch seconds of its end.
         config: the snapshot's name.
     """
-    facts = exchange.facts
+    if exchange.told is not None:
+        return exchange.told
+    told = _tell(exchange, now, config)
+    if exchange.settled:
+        exchange.told = told
+    return told
+
+
+def _tell(exchange: Exchange, now: float, config: str) -> dict[str, Any]:
+    facts, principal, started = exchange.facts, exchange.principal, exchange.started
     told: dict[str, Any] = {
         "ts": now,
         "event": "request",
+        "level": "error" if exchange.status >= 500 else "info",
         "request_id": exchange.id,
         "api": exchange.api,
         "chain": exchange.chain_name,
         "status": exchange.status,
         "stream": exchange.streaming,
-        "key": exchange.principal.key_id if exchange.principal else None,
-        "team": exchange.principal.team if exchange.principal else None,
+        "key": principal.key_id if principal else None,
+        "team": principal.team if principal else None,
         "user": facts.user if facts else None,
         "session": facts.session if facts else None,
         "path": exchange.path(),
-        "attempts": [_attempt(a, exchange.started) for a in exchange.attempts],
+        "attempts": [_attempt(attempt, started) for attempt in exchange.attempts],
         "skipped": [
-            {"target": s.target.name, "reason": s.cause.value, "detail": s.detail}
-            for s in exchange.skips
+            {"target": skip.target.name, "reason": skip.cause.value, "detail": skip.detail}
+            for skip in exchange.skips
         ],
         "queue_ms": round(exchange.waited * 1000),
-        "ms": round((exchange.ended - exchange.started) * 1000),
+        "ms": round((exchange.ended - started) * 1000),
         "cost_usd": exchange.cost.dollars(),
         "config": config,
     }
     served = exchange.served_by
-    if served is not None:
+    if served is not None and served.first_content is not None:
         told["target"] = served.target.name
-        if served.first_content is not None:
-            told["ttft_ms"] = round((served.first_content - exchange.started) * 1000)
+        told["ttft_ms"] = round((served.first_content - started) * 1000)
         if served.usage is not None:
             told["tokens"] = tokens(served.usage)
     if exchange.finish_reason is not None:
         told["finish_reason"] = exchange.finish_reason
     if exchange.error is not None:
-        told["error"] = exchange.error.code
-        if exchange.error.scope is not None:
-            told["scope"] = exchange.error.scope
-        if exchange.error.retry_after is not None:
-            told["retry_after_ms"] = round(exchange.error.retry_after * 1000)
+        told |= _refusal(exchange.error)
+    return told
+
+
+def _refusal(error: GatewayError) -> dict[str, Any]:
+    told: dict[str, Any] = {"error": error.code}
+    if error.scope is not None:
+        told["scope"] = error.scope
+    if error.retry_after is not None:
+        told["retry_after_ms"] = round(error.retry_after * 1000)
     return told
 
 
 def tokens(usage: Usage) -> dict[str, Any]:
     """The sorts that are not 0; `estimated` when we counted."""
     told: dict[str, Any] = {"input": usage.input, "output": usage.output}
-    for name in ("cached", "cache_write_5m", "cache_write_1h", "reasoning"):
-        if count := getattr(usage, name):
-            told[name] = count
+    if usage.sorted_input or usage.reasoning:
+        for name in ("cached", "cache_write_5m", "cache_write_1h", "reasoning"):
+            if count := getattr(usage, name):
+                told[name] = count
     if usage.estimated:
         told["estimated"] = True
     return told

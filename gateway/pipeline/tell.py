@@ -92,7 +92,7 @@ def tell(error: GatewayError, exchange: Exchange, snapshot: Snapshot, clock: Clo
     return error
 
 
-def trace(exchange: Exchange, snapshot: Snapshot, clock: Clock) -> dict[str, Any]:
+def trace(exchange: Exchange, snapshot: Snapshot, clock: Clock) -> Mapping[str, Any]:
     """The story so far, for callers with the right `trace`."""
     exchange.ended = clock.monotonic()
     return story(exchange, clock.now(), snapshot.config)

@@ -23,8 +23,12 @@ from gateway.wire import json
 BOUNDS = Bounds()
 
 
-def request_id() -> str:
-    return "req_" + urandom(12).hex()
+def request_id(now: float) -> str:
+    """A name that sorts by time: stores append where random names would touch every page.
+
+    `now` is epoch seconds; 12 hex digits of milliseconds, 16 of chance.
+    """
+    return f"req_{int(now * 1000):012x}{urandom(8).hex()}"
 
 
 class Desk:
@@ -73,7 +77,9 @@ class Desk:
     ) -> bool:
         """One request. It ends as an answer, an error, an error event, or a caller who left."""
         clock = self.clock
-        call = Incoming(connection, payload, request_id(), clock.monotonic(), self.most_body)
+        call = Incoming(
+            connection, payload, request_id(clock.now()), clock.monotonic(), self.most_body
+        )
         reply = Outgoing(connection, message, payload, clock, call.id)
         try:
             await self.walk(message, call, reply)
@@ -93,7 +99,7 @@ class Desk:
 
     def refuse(self, connection: Connection, error: GatewayError) -> None:
         """Say what is wrong with bytes that are no request; the connection ends after it."""
-        error.request_id = request_id()
+        error.request_id = request_id(self.clock.now())
         body = json.dumps(error.body())
         lines = "".join(f"{name}: {value}\r\n" for name, value in error.headers().items())
         head = (

@@ -217,10 +217,7 @@ _LIFE = {"started": "start", "draining": "drain", "stopped": "stop"}
 def line_of(event: Event, now: float, config: str) -> Line:
     """What an event says in the log."""
     if isinstance(event, RequestEnded):
-        level = "error" if event.exchange.status >= 500 else "info"
-        told = story(event.exchange, now, config)
-        told["level"] = level
-        return told
+        return dict(story(event.exchange, now, config))
     return _other_line(event)
 
 

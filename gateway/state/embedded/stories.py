@@ -5,7 +5,7 @@ The request itself only appends to a list; the store's thread tells the stories 
 
 import sqlite3
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from gateway.clock import Clock
@@ -58,7 +58,7 @@ class Stories:
         """The name of the configuration that is in force from now on."""
         self._config = config
 
-    async def find(self, id: str) -> dict[str, Any] | None:
+    async def find(self, id: str) -> Mapping[str, Any] | None:
         """One request's story; None: unknown, or older than a day."""
         for ended in reversed(self._waiting):
             if ended.exchange.id == id:
@@ -66,10 +66,10 @@ class Stories:
         told = self._recent.get(id)
         if told is None:
             told = await self._store.run(lambda db: _stored(db, id))
-        found: dict[str, Any] | None = None if told is None else json.loads(told)
+        found: Mapping[str, Any] | None = None if told is None else json.loads(told)
         return found
 
-    def recent(self, n: int = 50) -> list[dict[str, Any]]:
+    def recent(self, n: int = 50) -> list[Mapping[str, Any]]:
         """The last `n` that ended, newest first."""
         found = [_told(ended) for _, ended in zip(range(n), reversed(self._waiting), strict=False)]
         left = n - len(found)
@@ -104,7 +104,7 @@ class Stories:
             self._trouble(StateTrouble("embedded", "stories", type(error).__name__))
 
 
-def _told(ended: _Ended) -> dict[str, Any]:
+def _told(ended: _Ended) -> Mapping[str, Any]:
     return story(ended.exchange, ended.now, ended.config)
 
 

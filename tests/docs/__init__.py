@@ -1,0 +1,1 @@
+"""What README and docs/ say is loaded, run and compared with the source."""

@@ -1,0 +1,311 @@
+"""The parts of docs/ that are made from the source.
+
+`python -m tests.docs.made` writes them anew; the tests compare. A part stands between
+`<!-- made: NAME -->` and `<!-- end -->`.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.config.load import load_text
+from gateway.config.models import Document
+from gateway.config.show import show
+from gateway.core.target import WAY_ON, Cause
+from gateway.server.routes import ADMIN, PUBLIC, Route
+from gateway.telemetry.metrics import Gauges, Metrics
+from gateway.wire import json
+
+ROOT = Path(__file__).parents[2]
+PART = re.compile(r"(<!-- made: ([a-z]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+Row = tuple[str, ...]
+
+
+def table(heads: Row, rows: list[Row]) -> str:
+    """Markdown."""
+    lines = [heads, tuple("---" for _ in heads), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+# What a call may come to (chains.md)
+
+MEANINGS: Mapping[Cause, str] = {
+    Cause.CONNECT: "no connection, or it was lost before the first byte",
+    Cause.TIMEOUT: "not streaming: no whole answer within `answer`",
+    Cause.FIRST_TOKEN: "streaming: no content within `first_token`",
+    Cause.STALLED: "streaming: silent for `idle` after content",
+    Cause.CUT_STREAM: "the answer ended before it was complete",
+    Cause.MALFORMED: "what came is no answer: HTML, empty, broken JSON",
+    Cause.RATE_LIMITED: "429 that time cures",
+    Cause.QUOTA: "the account there has no money or plan left",
+    Cause.AUTH: "the provider refuses our key",
+    Cause.OVERLOADED: "the provider is full: 503, 529 and the like",
+    Cause.SERVER_ERROR: "any other 5xx, and redirects",
+    Cause.MODEL_GONE: "there is no such model there",
+    Cause.CONTEXT_LENGTH: "the prompt is too long for this model",
+    Cause.UNABLE: "it cannot do this, or refuses a parameter",
+    Cause.CONTENT_POLICY: "a filter refused",
+    Cause.BAD_REQUEST: "any other 4xx: the request itself is wrong",
+}
+
+
+def causes() -> str:
+    """The retry and fallback policy."""
+    rows = [
+        (f"`{cause}`", MEANINGS[cause], way.same.value, way.next.value, way.fault.value)
+        for cause, way in WAY_ON.items()
+    ]
+    return table(("cause", "what happened", "same target again", "next target", "aftermath"), rows)
+
+
+# Routes (http.md)
+
+PORTS = (("API", PUBLIC), ("operators", ADMIN))
+NEEDS = {"anyone": "nothing", "client": "any key", "metrics": "`metrics`", "admin": "`admin`"}
+
+
+def routes() -> str:
+    rows = [
+        (port, route.method, f"`{route.path}`", NEEDS[route.role])
+        for port, known in PORTS
+        for route in _merged(known)
+    ]
+    return table(("port", "method", "path", "key"), rows)
+
+
+def _merged(known: tuple[Route, ...]) -> Iterator[Route]:
+    """GET and HEAD of one path in one row."""
+    heads = {route.path for route in known if route.method == "HEAD"}
+    for route in known:
+        if route.method == "GET" and route.path in heads:
+            yield Route("GET, HEAD", route.path, route.role, route.handler)
+        elif route.method != "HEAD":
+            yield route
+
+
+# Metrics (metrics.md)
+
+
+def metrics(exposition: str | None = None) -> str:
+    """Every metric a gateway exposes; of `Metrics` itself without an exposition at hand."""
+    rows = []
+    for family in text_string_to_metric_families(exposition or _everything()):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        rows.append((f"`{name}`", family.type, _labels(name), family.documentation))
+    return table(("metric", "type", "labels", "what it is"), sorted(rows))
+
+
+LABELS: Mapping[str, str] = {
+    "gateway_answers_total": "chain, by",
+    "gateway_attempt_duration_seconds": "target",
+    "gateway_attempts_total": "chain, target, outcome",
+    "gateway_breaker_state": "target",
+    "gateway_breaker_transitions_total": "target, to",
+    "gateway_build_info": "version, python, config_hash",
+    "gateway_chain_exhausted_total": "chain",
+    "gateway_cost_usd_total": "chain, target",
+    "gateway_fallbacks_total": "chain, from_target, reason",
+    "gateway_inflight_attempts": "target",
+    "gateway_inflight_requests": "chain",
+    "gateway_limit_headroom_ratio": "target, kind",
+    "gateway_limit_rejections_total": "scope, kind",
+    "gateway_overhead_seconds": "phase",
+    "gateway_queue_depth": "chain",
+    "gateway_queue_wait_seconds": "chain",
+    "gateway_request_duration_seconds": "chain, stream",
+    "gateway_requests_total": "chain, api, status",
+    "gateway_shed_total": "chain, reason",
+    "gateway_skips_total": "chain, target, reason",
+    "gateway_state_errors_total": "backend, op",
+    "gateway_time_to_first_token_seconds": "chain",
+    "gateway_tokens_total": "chain, target, kind",
+    "gateway_unpriced_requests_total": "target",
+}
+"""An exposition shows labels only of what has happened; the tests compare the two."""
+
+
+def _labels(name: str) -> str:
+    return LABELS.get(name, "")
+
+
+def _everything() -> str:
+    """What `gateway.app` hands to the metrics; see test_reference.py."""
+    return Metrics("0", WIRED).render().decode()
+
+
+WIRED = Gauges(headroom=lambda: (), ledger_drift=lambda: 0, loop_lag=lambda: 0.0)
+
+
+# Keys of the file (configuration.md)
+
+SMALLEST = "providers: {p: {kind: sim}}\nchains: {c: [p/m]}\n"
+ORDER = ("version", "server", "state", "defaults", "providers", "targets", "chains", "tiers",
+         "teams", "keys", "prices", "observe")  # fmt: skip
+NAMES = {"providers": "NAME", "targets": "NAME", "chains": "NAME", "tiers": "NAME",
+         "teams": "NAME", "prices": "PROVIDER/MODEL"}  # fmt: skip
+NO_EFFECT = {"keys[].test", "defaults.retry.budget"}
+"""Keys the loader takes and nothing reads yet."""
+
+CLOCKS = ("connect", "first_token", "answer", "idle", "reasoning_slack")
+LIMITS = ("rpm", "burst", "tpm", "concurrency")
+RATES = ("input", "output", "cached_input", "cache_write_5m", "cache_write_1h", "reasoning",
+         "audio_input", "audio_output")  # fmt: skip
+TOLD_ONCE: Mapping[str, tuple[tuple[str, ...], str]] = {
+    "ChainSection": ((*CLOCKS, "deadline", "keepalive", "retry", "midstream"), "defaults"),
+    "TargetSection": (CLOCKS, "defaults"),
+    "UpstreamLimits": (LIMITS, "tiers.NAME.limits"),
+    "DearerRow": (RATES, "prices.PROVIDER/MODEL[]"),
+}
+"""Keys of a model that stand elsewhere with the same meaning."""
+
+
+def keys() -> str:
+    """A row for each key of a configuration, from the models."""
+    return table(("key", "is", "default", "meaning"), list(_Reference().rows()))
+
+
+class _Reference:
+    """Walks the JSON Schema that pydantic makes of the models."""
+
+    def __init__(self) -> None:
+        whole = Document.model_json_schema(by_alias=True)
+        self._models: dict[str, Any] = whole["$defs"]
+        self._top: dict[str, Any] = whole["properties"]
+        self._needed: list[str] = whole["required"]
+        self._shown = json.loads(show(load_text(SMALLEST, "f", {})).encode())
+        self._seen: dict[str, str] = {}
+
+    def rows(self) -> Iterator[Row]:
+        for name in (*ORDER, *(name for name in self._top if name not in ORDER)):
+            yield from self._key(name, self._top[name], required=name in self._needed)
+
+    def _key(self, path: str, told: Mapping[str, Any], *, required: bool) -> Iterator[Row]:
+        """The key itself, then what stands below it."""
+        said = _text(told.get("description", ""))
+        if path in NO_EFFECT:
+            said += " *No effect in this version.*"
+        below = list(self._below(path, told))
+        kind = "" if below and not _scalars(told) else self._kind(told)
+        default = "required" if required else self._default(path, told)
+        if len(below) == 1 and below[0][1] in self._seen:
+            yield (f"`{path}`", f"as `{self._seen[below[0][1]]}`", "", said)
+            return
+        yield (f"`{path}`", kind, default, said)
+        for inner, name in below:
+            yield from self._section(inner, name)
+
+    def _section(self, path: str, name: str) -> Iterator[Row]:
+        model = self._models[name]
+        again, where = TOLD_ONCE.get(name, ((), ""))
+        if path != where:
+            self._seen.setdefault(name, path)
+        for key, inner in model.get("properties", {}).items():
+            if key not in again:
+                required = key in model.get("required", ())
+                yield from self._key(f"{path}.{key}", inner, required=required)
+        if again:
+            listed = ", ".join(f"`{key}`" for key in again)
+            yield (f"`{path}.…`", f"as `{where}.…`", "", listed)
+        if name == "PricesSection":
+            yield from self._key(f"{path}.{NAMES['prices']}", model["additionalProperties"] | {
+                "description": _text(model["description"])}, required=False)  # fmt: skip
+
+    def _below(self, path: str, told: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+        """(path, model) of the maps inside."""
+        if "$ref" in told:
+            yield path, told["$ref"].rpartition("/")[2]
+        for one in (*told.get("anyOf", ()), *told.get("oneOf", ()), *told.get("allOf", ())):
+            yield from self._below(path, one)
+        if isinstance(told.get("items"), dict):
+            yield from self._below(f"{path}[]", told["items"])
+        for inner in told.get("patternProperties", {}).values():
+            yield from self._below(f"{path}.{NAMES.get(path, 'NAME')}", inner)
+
+    def _default(self, path: str, told: Mapping[str, Any]) -> str:
+        found: Any = self._shown if path.partition(".")[0] in _FILLED else None
+        for part in path.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if found is None:
+            found = told.get("default")
+        if found is None or isinstance(found, dict | list):
+            return ""
+        if isinstance(found, bool):
+            return f"`{str(found).lower()}`"
+        return f"`{int(found) if isinstance(found, float) and found == int(found) else found}`"
+
+    def _kind(self, told: Mapping[str, Any]) -> str:
+        choices = [*told.get("anyOf", ()), *told.get("oneOf", ())]
+        if choices:
+            kinds = [self._kind(one) for one in choices if one.get("type") != "null"]
+            return " or ".join(dict.fromkeys(kinds))
+        if "$ref" in told:
+            return "map"
+        if "enum" in told:
+            return " · ".join(f"`{word}`" for word in told["enum"])
+        if "const" in told:
+            return f"`{told['const']}`"
+        if told.get("type") == "array":
+            return f"list of {self._kind(told['items'])}"
+        if told.get("type") == "object":
+            inner = [*told.get("patternProperties", {}).values()]
+            inner += [one for one in (told.get("additionalProperties"),) if isinstance(one, dict)]
+            return f"map to {self._kind(inner[0])}" if inner else "map"
+        return _word(told)
+
+
+_FILLED = {"version", "server", "state", "defaults", "observe"}
+
+
+def _scalars(told: Mapping[str, Any]) -> bool:
+    """Whether it may also be something without keys."""
+    choices = [*told.get("anyOf", ()), *told.get("oneOf", ())]
+    kinds = [one for one in choices if one.get("type") != "null" and "$ref" not in one]
+    inner = told.get("items")
+    return bool(kinds) or (isinstance(inner, dict) and _scalars(inner))
+
+
+def _word(told: Mapping[str, Any]) -> str:
+    """What a scalar is, in the words of the loader rules."""
+    pattern = str(told.get("pattern", ""))
+    for mark, word in (("ms)?", "duration"), ("KiB", "size"), ("%", "share"), ("sha256", "hash")):
+        if mark in pattern:
+            return word
+    if told.get("maximum") == 9_000_000:
+        return "dollars"
+    formats = {"date": "date", "uri": "URL"}
+    words = {"integer": "whole number", "number": "number", "boolean": "`true` · `false`",
+             "string": "text"}  # fmt: skip
+    return formats.get(str(told.get("format"))) or words.get(str(told.get("type")), "any value")
+
+
+def _text(said: str) -> str:
+    return " ".join(said.split()).replace("|", "\\|")
+
+
+PARTS: Mapping[str, Callable[[], str]] = {
+    "causes": causes,
+    "keys": keys,
+    "metrics": metrics,
+    "routes": routes,
+}
+
+
+def written(page: str) -> str:
+    """A page with its made parts as the source has them now."""
+    return PART.sub(lambda part: f"{part[1]}{PARTS[part[2]]()}{part[4]}", page)
+
+
+def main() -> None:
+    for path in sorted((ROOT / "docs").glob("*.md")):
+        before = path.read_text()
+        after = written(before)
+        if after != before:
+            path.write_text(after)
+            print(f"wrote {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
