@@ -2,6 +2,7 @@
 
 make bench
 make bench ARGS="--cases 1k-c64,hot-c64 --rounds 5 --seconds 3"
+make bench ARGS="--before /tmp/main --only plain,gateway"
 make bench ARGS=--write            # the block in bench/README.md anew
 PY_SPY=/tmp/v/bin/py-spy make bench ARGS="--profile --cases 1k-c64"
 """
@@ -11,6 +12,7 @@ import json
 import sys
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from machine import HERE, OUT, Unable
@@ -43,7 +45,7 @@ WARM_UP = (BY_NAME["1k-c64"], BY_NAME["hot-c64"])
 def main() -> int:
     asked = _arguments()
     cases = _cases(asked.cases)
-    rig = Rig(asked.only.split(","), asked.gateway_args.split())
+    rig = Rig(asked.only.split(","), asked.gateway_args.split(), asked.before)
     try:
         if asked.profile:
             return _profile(rig, cases)
@@ -63,6 +65,7 @@ def _arguments() -> argparse.Namespace:
         "--only", default="nginx,plain,gateway", help="servers beside the direct runs"
     )
     parser.add_argument("--gateway-args", default="", help="more for `gateway serve`: -q")
+    parser.add_argument("--before", type=Path, help="a checkout to compare with: a git worktree")
     parser.add_argument("--profile", action="store_true", help="py-spy (PATH or $PY_SPY) instead")
     parser.add_argument("--write", action="store_true", help="put the table into bench/README.md")
     asked = parser.parse_args()

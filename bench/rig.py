@@ -8,10 +8,11 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bodies import BODIES
-from machine import HERE, OUT, Process, Unable, ask, busy, cpus, free_port, resident, used
+from machine import HERE, OUT, ROOT, Process, Unable, ask, busy, cpus, free_port, resident, used
 from servers import CHAT, Gateway, Nginx, Plain, Server
 
 Report = dict[str, Any]
@@ -37,7 +38,7 @@ class Case:
 class Rig:
     """The upstream, the load, and the servers between them."""
 
-    def __init__(self, names: list[str], extra: list[str]) -> None:
+    def __init__(self, names: list[str], extra: list[str], before: Path | None = None) -> None:
         OUT.mkdir(exist_ok=True)
         build()
         first, self.second, self.placed = cpus()
@@ -50,26 +51,36 @@ class Rig:
         self.notes: list[str] = []
         try:
             self.upstream.wait_for(f"http://127.0.0.1:{port}/health", 5)
-            self._start(names, port, first, extra)
+            self._start(names, port, first, extra, before)
             for name, body in BODIES.items():
                 (OUT / f"{name}.json").write_bytes(body)
         except BaseException:
             self.close()
             raise
 
-    def _start(self, names: list[str], port: int, pinned: list[str], extra: list[str]) -> None:
+    def _start(
+        self,
+        names: list[str],
+        port: int,
+        pinned: list[str],
+        extra: list[str],
+        before: Path | None,
+    ) -> None:
         if "nginx" in names and shutil.which("nginx") is None:
             self.notes.append("nginx is not installed: no row of its own")
             names = [name for name in names if name != "nginx"]
         made: dict[str, Callable[[], Server]] = {
             "nginx": lambda: Nginx(port, pinned),
             "plain": lambda: Plain(port, pinned),
-            "gateway": lambda: Gateway(port, pinned, extra),
+            "gateway": lambda: Gateway(port, pinned, extra, "gateway", ROOT),
         }
+        if before is not None:
+            made["before"] = lambda: Gateway(port, pinned, extra, "before", before)
+            names = [*names, "before"]
         for name in names:
             server = made[name]()
             self.servers.append(server)
-            server.up("/readyz" if name == "gateway" else "/health")
+            server.up("/readyz" if isinstance(server, Gateway) else "/health")
         for server in self.servers:
             server.check()
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bodies import BODIES
-from machine import HERE, OUT, ROOT, Process, Unable, ask, free_port, resident, tree, used
+from machine import HERE, OUT, Process, Unable, ask, free_port, resident, tree, used
 
 CHAT = "/v1/chat/completions"
 COST = "0.0001086"  # of fakeup's usage, 212 + 128 tokens, at the prices below
@@ -69,10 +69,12 @@ class Server:
 
 
 class Gateway(Server):
-    """`python -m gateway serve` with everything on."""
+    """`python -m gateway serve` of a checkout, with everything on."""
 
-    def __init__(self, upstream: int, pinned: list[str], extra: list[str]) -> None:
-        self.folder = OUT / "gateway"
+    def __init__(
+        self, upstream: int, pinned: list[str], extra: list[str], name: str, root: Path
+    ) -> None:
+        self.folder = OUT / name
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.admin = free_port()
@@ -83,10 +85,10 @@ class Gateway(Server):
         self._lines = (self.folder / "requests.jsonl").open("wb")
         command = [*pinned, sys.executable, "-m", "gateway", "serve", "-c", str(config), *extra]
         env = os.environ | {"GATEWAY_ADMIN_KEY": self._admin_key, "UPSTREAM_KEY": "sk-upstream"}
-        log = OUT / "gateway.log"
+        log = OUT / f"{name}.log"
         log.unlink(missing_ok=True)
-        process = Process(command, log, cwd=ROOT, env=env, stdout=self._lines)
-        super().__init__("gateway", port, process)
+        process = Process(command, log, cwd=root, env=env, stdout=self._lines)
+        super().__init__(name, port, process)
         self.headers = {"Authorization": f"Bearer {key}"}
 
     def quiet(self) -> float:
@@ -104,7 +106,7 @@ class Gateway(Server):
         super().check()
         status, _, _ = ask(f"http://127.0.0.1:{self.port}{CHAT}", BODIES["1k"], {})
         if status != 401:
-            raise Unable(f"gateway answered {status} to a caller without a key")
+            raise Unable(f"{self.name} answered {status} to a caller without a key")
 
     def told_wrong(self, headers: Mapping[str, str], *, stream: bool) -> str:
         if headers.get("x-gateway-path") != "main:ok":

@@ -73,12 +73,23 @@ def markdown(cases: Iterable[Case], told: list[Report], servers: list[Server], h
     upstream = _median(row["upstream_us"] for row in told if row["case"] == "1k-c64")
     if upstream:
         lines.append(f"The upstream itself takes {upstream:.1f} µs a request at 1k-c64.  ")
+    if any(row["server"] == "before" for row in told):
+        lines.append(f"gateway over before: {_over_before(told)}.  ")
     noise = max((row["others_share"] for row in told), default=0.0)
     lines.append(
         f"Other processes took up to {noise:.0%} of the CPUs"
         + (": latencies and rates are **noisy**." if noise > NOISY else ": a quiet machine.")
     )
     return "\n".join(lines)
+
+
+def _over_before(told: list[Report]) -> str:
+    """CPU of this checkout over that of the other."""
+    costs = {(row["case"], row["server"]): row["cpu_us"] for row in told}
+    names = dict.fromkeys(row["case"] for row in told)
+    return ", ".join(
+        f"{name} {costs[name, 'gateway'] / max(1e-9, costs[name, 'before']):.2f}" for name in names
+    )
 
 
 def _cells(case: Case, row: Report) -> list[str]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.config.load import Loaded, load, load_text
@@ -10,11 +10,11 @@ from gateway.config.load import Loaded, load, load_text
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file, or (without a path) a text that never changes."""
+    """A file, or (without a path) a text that never changes. What holds secrets does not print."""
 
-    env: Mapping[str, str]
+    env: Mapping[str, str] = field(repr=False)
     path: Path | None = None
-    text: str = ""
+    text: str = field(default="", repr=False)
     name: str = "built in"
 
     def read(self) -> Loaded:

@@ -136,14 +136,14 @@ class Exchange:
 
 
 class Reservation:
-    """What is held for one request: account -> n. Made and changed by the limiter only.
+    """What is held for one request: account id -> n. Made and changed by the limiter only.
 
     `headroom` is that of the tightest caller accounts, taken when it was made.
     """
 
     __slots__ = ("headroom", "held", "id")
 
-    def __init__(self, id: str, held: dict[Account, int], headroom: Sequence["Headroom"]) -> None:
+    def __init__(self, id: str, held: dict[str, int], headroom: Sequence["Headroom"]) -> None:
         self.id = id
         self.held = held
         self.headroom = headroom

@@ -51,8 +51,8 @@ class Limiter(Protocol):
         """
         ...
 
-    def release(self, reservation: Reservation, accounts: Iterable[Account]) -> None:
-        """Give holds back as if they had never been: what they were for was not done."""
+    def release(self, reservation: Reservation, accounts: Iterable[Account] | None = None) -> None:
+        """Give holds back (None: all that is left) as if they had never been."""
         ...
 
     def wait(self, demands: Sequence[Demand]) -> float:

@@ -370,12 +370,12 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         if not target.accounts:
             return None
         held = self._reservation.held
-        if all(account in held for account in target.accounts):
+        if all(account.id in held for account in target.accounts):
             return None
         demands = [
             demand
             for demand in target_demands(self._facts, target, self._steps.outputs)
-            if demand.account not in held
+            if demand.account.id not in held
         ]
         refusal = await self._steps.limiter.extend(self._reservation, demands)
         if refusal is None or not (self._calls or self._refused):

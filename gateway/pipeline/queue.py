@@ -133,11 +133,11 @@ class Queue:
         """Room came back, or may have: wake the first in line whom it fits."""
         now = self._clock.monotonic()
         soonest = float("inf")
-        full: set[tuple[str, str]] = set()
+        full: set[tuple[str, str, str]] = set()  # who has the same accounts has the same room
         for waiter in sorted(self._waiters, key=lambda w: w.place):
             if waiter.turn.done():
                 return  # somebody is about to take it, and pumps when he has
-            wanted = (waiter.chain, waiter.account.id)
+            wanted = (waiter.chain, waiter.key_id, waiter.account.id)
             if wanted in full:
                 continue
             wait = max(waiter.not_before - now, waiter.room_in())

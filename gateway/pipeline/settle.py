@@ -91,7 +91,7 @@ class Settle:
             return
         used = sum(attempt.usage.total for attempt in exchange.attempts if attempt.usage)
         self.limiter.settle(reservation, principal.accounts, used)
-        self.limiter.release(reservation, list(reservation.held))
+        self.limiter.release(reservation)
 
 
 def _cost(attempt: Attempt, cost: Cost) -> Cost:

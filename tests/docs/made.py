@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.core import Metric
 
+from gateway.cli.main import COMMANDS
 from gateway.config.load import load_text
 from gateway.config.models import Document
 from gateway.config.show import show
@@ -61,6 +62,14 @@ def causes() -> str:
     return table(("cause", "what happened", "same target again", "next target", "aftermath"), rows)
 
 
+# Commands (quickstart.md)
+
+
+def commands() -> str:
+    rows = [(f"`gateway {name}`", told) for name, told in COMMANDS.items()]
+    return table(("command", "what it does"), rows)
+
+
 # Routes (http.md)
 
 PORTS = (("API", PUBLIC), ("operators", ADMIN))
@@ -88,55 +97,22 @@ def _merged(known: tuple[Route, ...]) -> Iterator[Route]:
 
 # Metrics (metrics.md)
 
+WIRED = Gauges(headroom=lambda: (), ledger_drift=lambda: 0, loop_lag=lambda: 0.0)
+"""What `gateway.app` hands over; test_reference.py compares with a running gateway."""
 
-def metrics(exposition: str | None = None) -> str:
-    """Every metric a gateway exposes; of `Metrics` itself without an exposition at hand."""
-    rows = []
-    for family in text_string_to_metric_families(exposition or _everything()):
-        name = family.name + ("_total" if family.type == "counter" else "")
-        rows.append((f"`{name}`", family.type, _labels(name), family.documentation))
+
+def metrics() -> str:
+    """Every metric a gateway exposes."""
+    rows = [
+        (f"`{name_of(family)}`", family.type, ", ".join(family._labelnames), family.documentation)
+        for family in Metrics("0", WIRED).collect()
+    ]
     return table(("metric", "type", "labels", "what it is"), sorted(rows))
 
 
-LABELS: Mapping[str, str] = {
-    "gateway_answers_total": "chain, by",
-    "gateway_attempt_duration_seconds": "target",
-    "gateway_attempts_total": "chain, target, outcome",
-    "gateway_breaker_state": "target",
-    "gateway_breaker_transitions_total": "target, to",
-    "gateway_build_info": "version, python, config_hash",
-    "gateway_chain_exhausted_total": "chain",
-    "gateway_cost_usd_total": "chain, target",
-    "gateway_fallbacks_total": "chain, from_target, reason",
-    "gateway_inflight_attempts": "target",
-    "gateway_inflight_requests": "chain",
-    "gateway_limit_headroom_ratio": "target, kind",
-    "gateway_limit_rejections_total": "scope, kind",
-    "gateway_overhead_seconds": "phase",
-    "gateway_queue_depth": "chain",
-    "gateway_queue_wait_seconds": "chain",
-    "gateway_request_duration_seconds": "chain, stream",
-    "gateway_requests_total": "chain, api, status",
-    "gateway_shed_total": "chain, reason",
-    "gateway_skips_total": "chain, target, reason",
-    "gateway_state_errors_total": "backend, op",
-    "gateway_time_to_first_token_seconds": "chain",
-    "gateway_tokens_total": "chain, target, kind",
-    "gateway_unpriced_requests_total": "target",
-}
-"""An exposition shows labels only of what has happened; the tests compare the two."""
-
-
-def _labels(name: str) -> str:
-    return LABELS.get(name, "")
-
-
-def _everything() -> str:
-    """What `gateway.app` hands to the metrics; see test_reference.py."""
-    return Metrics("0", WIRED).render().decode()
-
-
-WIRED = Gauges(headroom=lambda: (), ledger_drift=lambda: 0, loop_lag=lambda: 0.0)
+def name_of(family: Metric) -> str:
+    """As an exposition spells it."""
+    return family.name + ("_total" if family.type == "counter" else "")
 
 
 # Keys of the file (configuration.md)
@@ -287,6 +263,7 @@ def _text(said: str) -> str:
 
 PARTS: Mapping[str, Callable[[], str]] = {
     "causes": causes,
+    "commands": commands,
     "keys": keys,
     "metrics": metrics,
     "routes": routes,

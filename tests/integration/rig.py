@@ -15,12 +15,27 @@ from chaos.upstream import UpstreamThread
 from gateway.app.house import House
 from gateway.app.source import Source
 from gateway.clock import Clock, SystemClock
+from gateway.core.events import Event, RequestEnded
 from gateway.core.ports import Listener
 from tests.support.house import ADMIN_KEY, Running
 
 T = TypeVar("T")
 HEAD = "server: {listen: 127.0.0.1:0, admin: 127.0.0.1:0, lame_duck: 0s, drain: 5s}\n"
 MESSAGES = [{"role": "user", "content": "Say something about the river, please."}]
+
+
+class Ears:
+    """Hears what the road says aloud."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def heard(self, event: Event) -> None:
+        self.events.append(event)
+
+    @property
+    def ended(self) -> list[RequestEnded]:
+        return [event for event in self.events if isinstance(event, RequestEnded)]
 
 
 class Leaping(SystemClock):

@@ -18,7 +18,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chaos.upstream import UpstreamThread
-from tests.integration.rig import HEAD, Gateway, Leaping, Line, ask, chat, get, post, provider
+from tests.integration.rig import (
+    HEAD,
+    Ears,
+    Gateway,
+    Leaping,
+    Line,
+    ask,
+    chat,
+    get,
+    post,
+    provider,
+    until,
+)
 
 TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
@@ -270,7 +282,12 @@ def sim():
 
 
 @pytest.fixture(scope="module")
-def gateway(sim, tmp_path_factory):
+def ears():
+    return Ears()
+
+
+@pytest.fixture(scope="module")
+def gateway(sim, ears, tmp_path_factory):
     text = f"""
 providers:
 {provider(sim, "p")}{provider(sim, "f")}
@@ -292,7 +309,8 @@ prices:
   f/m: [{{input: 1.00, output: 4.00}}]
 """
     head = HEAD.replace("{", f"{{max_body: {MOST_BODY // 1024}KiB, ", 1)
-    with Gateway(text, tmp_path_factory.mktemp("wrong"), head=head) as running:
+    folder = tmp_path_factory.mktemp("wrong")
+    with Gateway(text, folder, listeners=(ears,), head=head) as running:
         yield running
 
 
@@ -303,14 +321,6 @@ def as_bytes(wrong):
     if wrong.body is None:
         return get(wrong.path, **headers).replace(b"GET", wrong.method.encode(), 1)
     return post(wrong.body, wrong.path, **headers).replace(b"POST", wrong.method.encode(), 1)
-
-
-def requests_seen(gateway):
-    def count():
-        stories = gateway.house.state.stories
-        return len(stories._waiting) + len(stories._recent)
-
-    return gateway.do(count)
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -339,28 +349,33 @@ def test_a_wrong_request_is_told_what_is_wrong_and_sent_nowhere(sim, gateway, na
     assert sim.calls() == []
 
 
+@pytest.fixture(scope="module")
+def sdk(gateway):
+    with openai.OpenAI(base_url=gateway.url, api_key="x") as client:
+        yield client
+
+
 SPOKEN = [name for name, wrong in WRONG.items() if not isinstance(wrong.body, bytes)]
 
 
 @pytest.mark.parametrize("name", SPOKEN)
-def test_the_sdk_raises_the_right_class_and_does_not_try_again(sim, gateway, name):
+def test_the_sdk_raises_the_right_class_and_does_not_try_again(sim, gateway, ears, sdk, name):
     """With its usual two retries."""
     wrong = WRONG[name]
-    before = requests_seen(gateway)
+    before = len(ears.ended)
     headers: dict[str, Any] = dict(wrong.headers)
     if wrong.key is None:
         headers["authorization"] = openai.Omit()
-    with openai.OpenAI(base_url=gateway.url, api_key=wrong.key or "x") as client:
-        send = {
-            "POST": client.post, "PUT": client.put, "GET": client.get, "DELETE": client.delete,
-        }[wrong.method]  # fmt: skip
-        more = {} if wrong.body is None else {"body": wrong.body}
-        with pytest.raises(CLASSES.get(wrong.status, openai.APIStatusError)) as caught:
-            send(wrong.path, cast_to=object, options={"headers": headers}, **more)
+    client = sdk.with_options(api_key=wrong.key or "x")
+    send = getattr(client, wrong.method.lower())
+    more = {} if wrong.body is None else {"body": wrong.body}
+    with pytest.raises(CLASSES.get(wrong.status, openai.APIStatusError)) as caught:
+        send(wrong.path, cast_to=object, options={"headers": headers}, **more)
     assert caught.value.status_code == wrong.status
     assert caught.value.code == wrong.code
     assert caught.value.request_id.startswith("req_")
-    assert requests_seen(gateway) == before + 1
+    until(lambda: len(ears.ended) > before)
+    assert len(ears.ended) == before + 1
     assert sim.calls() == []
 
 
@@ -424,12 +439,11 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_sent(sim, gateway):
     assert sim.calls() == []
 
 
-def test_a_body_of_exactly_the_limit_is_taken(gateway, sim):
-    with UpstreamThread():
-        body = json.dumps(chat("zzz"))
-        data = body[:-1].encode() + b" " * (MOST_BODY - len(body)) + b"}"
-        answer = ask(gateway.port, data, authorization="Bearer plain")
-        assert (len(data), answer.status) == (MOST_BODY, 404)
+def test_a_body_of_exactly_the_limit_is_taken(gateway):
+    body = json.dumps(chat("zzz"))
+    data = body[:-1].encode() + b" " * (MOST_BODY - len(body)) + b"}"
+    answer = ask(gateway.port, data, authorization="Bearer plain")
+    assert (len(data), answer.status) == (MOST_BODY, 404)
 
 
 def test_a_wrong_key_is_refused_before_the_body_is_read(gateway):

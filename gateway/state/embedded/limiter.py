@@ -12,7 +12,7 @@ from typing import Any, cast
 from gateway.clock import Clock
 from gateway.core.attempt import Demand, Headroom, Refusal, Reservation
 from gateway.core.target import Account
-from gateway.state.accounts import Counted, Mark, counted
+from gateway.state.accounts import Counted, Mark, Slots, counted
 
 Entry = tuple[Counted, int, Mark, Any]
 """One hold: on what, how much, what would undo it, and an earlier Entry on the same account."""
@@ -76,7 +76,7 @@ class EmbeddedLimiter:
             entry = entries.pop(account.id, None)
             if entry is None:
                 continue
-            held.pop(account, None)
+            held.pop(account.id, None)
             kind = account.kind
             if kind == "rpm":
                 continue
@@ -90,14 +90,16 @@ class EmbeddedLimiter:
         if room and not self._waking and self._wakes:
             self._wake_soon()
 
-    def release(self, reservation: Reservation, accounts: Iterable[Account]) -> None:
-        now = self._now()
+    def release(self, reservation: Reservation, accounts: Iterable[Account] | None = None) -> None:
         entries = cast("Hold", reservation).entries
+        if not entries:
+            return
+        now = self._now()
         room = False
-        for account in tuple(accounts):
-            entry = entries.pop(account.id, None)
-            reservation.held.pop(account, None)
-            room = room or (entry is not None and account.kind == "concurrency")
+        for name in tuple(entries) if accounts is None else [account.id for account in accounts]:
+            entry = entries.pop(name, None)
+            reservation.held.pop(name, None)
+            room = room or (entry is not None and isinstance(entry[0], Slots))
             while entry is not None:
                 cell, n, mark, entry = entry
                 cell.undo(now, n, mark)
@@ -138,7 +140,7 @@ class EmbeddedLimiter:
                 return self._refused(hold, demands, demands[place], now)
             below = entries.get(name)
             entries[name] = (cell, n, mark, below)
-            held[account] = n if below is None else held[account] + n
+            held[name] = n if below is None else held[name] + n
         return None
 
     def _undo(self, hold: Hold, demands: Sequence[Demand], now: float) -> None:
@@ -147,9 +149,9 @@ class EmbeddedLimiter:
             cell.undo(now, n, mark)
             if below is not None:
                 hold.entries[account.id] = below
-                hold.held[account] -= n
+                hold.held[account.id] -= n
             else:
-                del hold.held[account]
+                del hold.held[account.id]
 
     def _refused(
         self, hold: Hold, demands: Sequence[Demand], full: Demand, now: float

@@ -14,7 +14,7 @@ def test_accounts_nobody_uses_are_forgotten() -> None:
         demands = [Demand(rpm(5, name=name), 1), Demand(tpm(9, name), 1), Demand(slots(2, name), 1)]
         taken = at_once(limiter.reserve("r", demands, ()))
         assert isinstance(taken, Reservation)
-        limiter.settle(taken, list(taken.held), 3)
+        limiter.settle(taken, [demand.account for demand in demands], 3)
     assert len(limiter) == 1500
     clock.advance(200.0)
     for _ in range(100):
