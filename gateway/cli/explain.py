@@ -137,7 +137,7 @@ def _sequel(facts: Facts, state: State, made: Plan, cause: Cause) -> Sequel | No
     failed = made.tries[0]
     way, retry = WAY_ON[cause], facts.chain.retry
     again = way.same is Same.NOISE and retry.same_target > 0 and retry.attempts > 1
-    begun = replace(NOTHING_SPENT, calls=2 if again else 1)
+    begun = json.changed(NOTHING_SPENT, calls=2 if again else 1)
     spent = onward(facts, begun, failed.target, cause)
     if spent is None or spent.calls >= retry.attempts:
         return Sequel(cause, failed, again, spent, None)

@@ -119,6 +119,8 @@ class Exchange:
 
     @property
     def cost(self) -> Cost:
+        if len(self.attempts) == 1:
+            return self.attempts[0].cost
         total = NOTHING
         for attempt in self.attempts:
             total += attempt.cost
@@ -126,6 +128,8 @@ class Exchange:
 
     def path(self, most: int = 8) -> str:
         """`gpt:breaker_open,gpt-east:first_token,claude:ok`: in order; past `most`, `+n`."""
+        if not self.trail and (only := self.served_by) is not None and only.failure is None:
+            return f"{only.target.name}:ok"
         told = [f"{name}:{cause}" for name, cause in self.trail]
         last = self.served_by
         if last is not None and last.failure is None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gateway.core.attempt import Attempt, Exchange
+from gateway.wire import json
 
 
-@dataclass(frozen=True, slots=True)
-class RequestEnded:
+class RequestEnded(json.Struct, frozen=True):
     """Every request on a public route ends with exactly one of these, whatever became of it.
 
     `now` is epoch seconds. Of the exchange only what was reached is filled.
@@ -21,8 +21,7 @@ class RequestEnded:
     now: float
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptEnded:
+class AttemptEnded(json.Struct, frozen=True):
     """An upstream call is over: its outcome, usage and cost are final."""
 
     exchange: Exchange

@@ -1,7 +1,7 @@
 """What the planner is asked and what it answers: values only, so a plan can be made again."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.clock import Deadline
@@ -9,10 +9,10 @@ from gateway.core.principal import Principal
 from gateway.core.request import Hints, Request
 from gateway.core.target import Cause, Chain, Target, Timeouts
 from gateway.core.usage import UNKNOWN, Cost, Price, Usage
+from gateway.wire import json
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(json.Struct, frozen=True):
     """What is known of a request before anything is tried.
 
     `deadline` is the whole request's end; `started` monotonic seconds.
@@ -60,8 +60,10 @@ class Waits(Protocol):
     def get(self, key: str, default: float, /) -> float: ...
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+NO_WAITS: Waits = dict[str, float]()
+
+
+class State(json.Struct, frozen=True):
     """What health and limiter know at this instant.
 
     Args:
@@ -74,12 +76,11 @@ class State:
 
     now: float
     epoch: float
-    standings: Mapping[str, Standing] = field(default_factory=dict)
-    waits: Waits = field(default_factory=dict[str, float])
+    standings: Mapping[str, Standing] = {}
+    waits: Waits = NO_WAITS
 
 
-@dataclass(frozen=True, slots=True)
-class Try:
+class Try(json.Struct, frozen=True):
     """One target that may be asked, with its clocks and what bounds its cost.
 
     Args:
@@ -107,8 +108,7 @@ class Try:
         return self.price.cost(Usage(input=self.prompt, output=self.output))
 
 
-@dataclass(frozen=True, slots=True)
-class Skip:
+class Skip(json.Struct, frozen=True):
     """A target that is left out, why, and (monotonic) when that may be over; None: not by time."""
 
     target: Target
@@ -117,8 +117,7 @@ class Skip:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(json.Struct, frozen=True):
     chain: Chain
     tries: tuple[Try, ...]
     skipped: tuple[Skip, ...] = ()

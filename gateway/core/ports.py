@@ -5,7 +5,6 @@ Rooms implement these protocols and never import one another; `gateway.app` brin
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.clock import Deadline
@@ -25,6 +24,7 @@ from gateway.core.principal import Credential, Principal
 from gateway.core.request import Hints, Request
 from gateway.core.target import Account, Failure, Target, Timeouts
 from gateway.errors import GatewayError
+from gateway.wire import json
 
 
 class Limiter(Protocol):
@@ -126,8 +126,7 @@ class Health(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamRequest:
+class UpstreamRequest(json.Struct, frozen=True):
     """What leaves for a provider. `headers` hold the credential: never log them.
 
     Args:

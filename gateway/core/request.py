@@ -1,7 +1,7 @@
 """What a caller asks: the members of the body undecoded, and the few that the road needs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from gateway.core.principal import Priority
@@ -31,12 +31,22 @@ class Hints:
     traceparent: str | None = None
     client_retry: bool = False  # x-stainless-retry-count > 0: a client's own retry
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is asked that bears on the plan."""
+        return self is NO_HINTS or (
+            self.fallback
+            and not self.skip
+            and self.target is None
+            and self.first_token is None
+            and self.max_cost is None
+        )
+
 
 NO_HINTS = Hints()
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(json.Struct, frozen=True):
     """One request in our own dialect, OpenAI's.
 
     Args:
@@ -63,7 +73,7 @@ class Request:
 
     def with_members(self, changed: Mapping[str, json.Raw]) -> "Request":
         """The same request with some members set: attempts cannot spoil each other."""
-        return replace(self, members={**self.members, **changed})
+        return json.changed(self, members={**self.members, **changed})
 
     def body(self) -> bytes:
         """The members joined again, never the caller's own bytes."""

@@ -7,12 +7,13 @@ input, reasoning tokens of the output; each token is priced once.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gateway.wire import json
+
 MILLION = 1_000_000
 NANO = 1_000_000_000  # nano-dollars in a dollar
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(json.Struct, frozen=True, gc=False):
     """Tokens of one upstream call. `estimated`: counted by us, the provider said nothing."""
 
     input: int = 0
@@ -48,8 +49,7 @@ class Usage:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
+class Cost(json.Struct, frozen=True, gc=False):
     """Nano-dollars. `known=False`: there is no price, which is never a silent zero."""
 
     nano_usd: int

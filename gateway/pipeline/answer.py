@@ -21,6 +21,7 @@ from gateway.wire import json
 MAX_HELD = 64 * 1024  # bytes held before the first content
 AFTER_FINISH = 2.0  # seconds for usage and [DONE] after the finish
 AFTER_DONE = 0.25  # seconds for the end of the body once nothing is missing
+RESOLUTION = 0.001  # seconds by which a timer may be early
 CHECKPOINT_TOKENS = 256
 CHECKPOINT_SECONDS = 2.0
 
@@ -144,9 +145,16 @@ class Streaming:
             except Failed as failed:
                 if self._whole:
                     return self._end(())
-                raise self._cut(failed.failure) from None
+                raise self._cut(self._blamed(failed.failure)) from None
             if events := self._decoder.feed(data):
                 return self._learn(events)
+
+    def _blamed(self, failure: Failure) -> Failure:
+        """An upstream that was speaking when the request's time was over is not to blame."""
+        left = self._facts.deadline.left(self._steps.clock)
+        if failure.cause is not Cause.STALLED or left > RESOLUTION:
+            return failure
+        return Failure(Cause.DEADLINE, failure.message, failure.status)
 
     def _learn(self, events: Sequence[StreamEvent]) -> Sequence[StreamEvent]:
         """Take down what the events say; what follows a failure is dropped."""

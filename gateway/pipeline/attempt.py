@@ -175,10 +175,10 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         spent = self._spent
         if refused:
             ids = {skip.target.id for skip in refused}
-            spent = replace(spent, tried=spent.tried | ids)
+            spent = json.changed(spent, tried=spent.tried | ids)
         plan = self._steps.plan(self._facts, spent, forgive)
         if refused:
-            plan = replace(plan, skipped=(*plan.skipped, *refused))
+            plan = json.changed(plan, skipped=(*plan.skipped, *refused))
         self._exchange.plan = plan
         return plan
 
@@ -224,6 +224,8 @@ class _Walk(AbstractAsyncContextManager[Answer]):
 
     def _may_repeat(self, target: Target, failure: Failure) -> bool:
         if WAY_ON[failure.cause].same is Same.NEVER or not failure.throttles:
+            return False
+        if 300 <= (failure.status or 0) < 400:  # a redirect is no blip
             return False
         return self._calls[target.id] <= self._retry().same_target
 
@@ -296,7 +298,7 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         if not self._steps.panic.take(now):
             return None
         forgiven = self._replan(forgive=soonest.target.id)
-        return replace(forgiven.tries[0], probe=True) if forgiven.tries else None
+        return json.changed(forgiven.tries[0], probe=True) if forgiven.tries else None
 
     def _fits(self, pause: float) -> bool:
         left = self._facts.deadline.left(self._steps.clock)
@@ -310,7 +312,7 @@ class _Walk(AbstractAsyncContextManager[Answer]):
             return None
         stream = self._facts.request.stream
         clock = before.timeouts.first_token if stream else before.timeouts.answer
-        return replace(before, seconds=min(clock, left), probe=standing.half_open)
+        return json.changed(before, seconds=min(clock, left), probe=standing.half_open)
 
     async def _pause(self, seconds: float) -> None:
         self._exchange.paused += seconds
@@ -354,7 +356,7 @@ class _Walk(AbstractAsyncContextManager[Answer]):
             raise
         attempt.opened = True
         self._exchange.attempts.append(attempt)
-        self._spent = replace(self._spent, calls=calls)
+        self._spent = json.changed(self._spent, calls=calls)
         if target.id not in self._calls and not self._facts.hints.client_retry:
             steps.health.deposit(target)
         self._calls[target.id] = self._calls.get(target.id, 0) + 1

@@ -6,7 +6,7 @@ from gateway.clock import Deadline
 from gateway.core.plan import Facts
 from gateway.core.ports import Call
 from gateway.core.principal import Principal
-from gateway.core.request import Hints, Request
+from gateway.core.request import NO_HINTS, Hints, Request
 from gateway.core.snapshot import Snapshot
 from gateway.core.target import Chain
 from gateway.errors import InvalidRequest, NotAllowed, NotFound
@@ -23,7 +23,8 @@ def gather(call: Call, principal: Principal, request: Request, snapshot: Snapsho
         InvalidRequest: a hint names what does not exist.
     """
     hints = call.hints
-    _rights(hints, principal)
+    if hints is not NO_HINTS:
+        _rights(hints, principal)
     chain = _chain(request.model, principal, snapshot)
     if hints.target is not None:
         direct = snapshot.direct.get(hints.target)
@@ -32,10 +33,8 @@ def gather(call: Call, principal: Principal, request: Request, snapshot: Snapsho
                 f"x-gateway-target: there is no target '{hints.target}'.", param="x-gateway-target"
             )
         chain = direct
-    if unknown := hints.skip - {target.name for target in snapshot.targets.values()}:
-        raise InvalidRequest(
-            f"x-gateway-skip: there is no target '{min(unknown)}'.", param="x-gateway-skip"
-        )
+    if hints.skip:
+        _known(hints.skip, snapshot)
     deadline = chain.deadline if hints.deadline is None else min(chain.deadline, hints.deadline)
     return Facts(
         id=call.id,
@@ -56,6 +55,13 @@ def allowed(principal: Principal, snapshot: Snapshot) -> tuple[str, ...]:
         return tuple(snapshot.chains)
     mine = {snapshot.chains[name].name for name in principal.chains if name in snapshot.chains}
     return tuple(name for name, chain in snapshot.chains.items() if chain.name in mine)
+
+
+def _known(skip: frozenset[str], snapshot: Snapshot) -> None:
+    if unknown := skip - {target.name for target in snapshot.targets.values()}:
+        raise InvalidRequest(
+            f"x-gateway-skip: there is no target '{min(unknown)}'.", param="x-gateway-skip"
+        )
 
 
 def _chain(model: str, principal: Principal, snapshot: Snapshot) -> Chain:

@@ -3,11 +3,10 @@
 The walk does it, `gateway explain --cause` foretells it. Source: gateway.md 2.1.
 """
 
-from dataclasses import replace
-
 from gateway.core.plan import Facts
 from gateway.core.target import WAY_ON, Cause, Chain, Fault, Next, Target
 from gateway.pipeline.plan import Spent
+from gateway.wire import json
 
 
 def onward(facts: Facts, spent: Spent, target: Target, cause: Cause) -> Spent | None:
@@ -20,14 +19,14 @@ def onward(facts: Facts, spent: Spent, target: Target, cause: Cause) -> Spent | 
     gone = {target.id}
     if way.fault not in {Fault.KEY, Fault.THROTTLE}:
         gone |= {other.id for other in chain.targets if other.name == target.name}
-    spent = replace(spent, tried=spent.tried | gone)
+    spent = json.changed(spent, tried=spent.tried | gone)
     said = chain.on.get(cause)
     if way.next is Next.NEVER or said == "stop":
         return None
     if isinstance(said, Chain):
-        return replace(spent, chain=said)
+        return json.changed(spent, chain=said)
     if said == "next":
         return spent
     if way.next is Next.LARGER:
-        return None if target.context is None else replace(spent, larger_than=target.context)
+        return None if target.context is None else json.changed(spent, larger_than=target.context)
     return spent if way.next is Next.YES else None

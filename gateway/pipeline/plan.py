@@ -5,23 +5,24 @@ id, so a plan can be made again and explained. Source: gateway.md, 3.1 and 3.2.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from gateway.core.plan import WELL, Facts, Plan, Skip, Standing, State, Try
 from gateway.core.request import Request
 from gateway.core.target import Cause, Chain, Leaf, Step, Target, Timeouts
 from gateway.core.usage import in_force
 from gateway.pipeline.balance import hash01, ranked
+from gateway.wire import json
 
 MIN_ATTEMPT = 0.25  # seconds: no attempt starts with less
 NEED_SHARE = 0.25  # of a later target's clock is kept back for it
+BETWEEN = 0.05  # seconds that go by between two attempts: what is kept back survives them
 DEFAULT_OUTPUT = 4096  # tokens, where neither caller, tier nor target bounds the output
 ESTIMATE_SLACK = 0.6  # an estimated prompt may in truth be this much shorter
 QUICK_EFFORTS = frozenset({b'"none"', b'"minimal"', b'"low"'})
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
+class Spent(json.Struct, frozen=True):
     """What a request has used up already.
 
     Args:
@@ -269,14 +270,50 @@ def _timed(usable: Sequence[Try], left: float, calls: int) -> tuple[Try, ...]:
                 break
             seconds = min(candidate.seconds, left - reserve)
         timed.append(
-            candidate if seconds == candidate.seconds else replace(candidate, seconds=seconds)
+            candidate if seconds == candidate.seconds else json.changed(candidate, seconds=seconds)
         )
     return tuple(timed)
 
 
 def _need(candidate: Try) -> float:
     """Seconds in which it should answer, as far as its clock tells."""
-    return max(MIN_ATTEMPT, NEED_SHARE * candidate.seconds)
+    return max(MIN_ATTEMPT + BETWEEN, NEED_SHARE * candidate.seconds)
+
+
+def shortcut(facts: Facts, state: State, reserve: float) -> Plan | None:
+    """The plan of a calm chain, told by its first target alone; None: make the whole one.
+
+    Most requests meet a chain in the order of the file, with every target well and nothing asked
+    that the first cannot do. Then the first try is what `plan` says it is (a test holds them
+    together), and the others are judged at their turn anyway.
+
+    Args:
+        reserve: seconds that would be kept back for all the others at most.
+    """
+    chain = facts.chain
+    if (
+        chain.fixed is None
+        or state.standings
+        or chain.max_cost is not None
+        or not facts.hints.plain
+    ):
+        return None
+    leaf, target = chain.fixed[0]
+    judged = _judge(facts, state, NOTHING_SPENT, leaf, target)
+    if isinstance(judged, Skip) or facts.deadline.at - state.now - reserve < judged.seconds:
+        return None
+    if chain.retry.attempts < 1 or state.waits.get(target.id, 0.0) > 0:
+        return None
+    return Plan(chain, (judged,))
+
+
+def most_reserved(chain: Chain) -> float:
+    """Seconds that a plan may keep back for the targets after the first, at most."""
+    clocks = [
+        max(leaf.timeouts.first_token, leaf.timeouts.answer) * leaf.timeouts.reasoning_slack
+        for leaf, _ in (chain.fixed or ())[1:]
+    ]
+    return sum(max(MIN_ATTEMPT, NEED_SHARE * clock) for clock in clocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +334,7 @@ class Planner:
     """`plan` with the state of this instant."""
 
     sources: Sources
+    reserves: dict[str, float] = field(default_factory=dict)  # by chain name, as far as asked
 
     def __call__(
         self, facts: Facts, spent: Spent = NOTHING_SPENT, forgive: str | None = None
@@ -311,6 +349,12 @@ class Planner:
                 standings[target.id] = standing
         waits = _Looked(facts, chain, sources.wait)
         state = State(sources.monotonic(), sources.now(), standings, waits)
+        if spent is NOTHING_SPENT:
+            reserve = self.reserves.get(chain.name)
+            if reserve is None:
+                reserve = self.reserves[chain.name] = most_reserved(chain)
+            if (calm := shortcut(facts, state, reserve)) is not None:
+                return calm
         return plan(facts, state, spent)
 
 

@@ -4,7 +4,7 @@ Plain functions called in `finally`: they cannot be cancelled, and a second call
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gateway.clock import Clock
 from gateway.core.attempt import Attempt, Exchange, Line
@@ -13,6 +13,7 @@ from gateway.core.ports import Health, Ledger, Limiter
 from gateway.core.target import Cause
 from gateway.core.usage import NOTHING, UNKNOWN, Cost, Usage, in_force
 from gateway.pipeline.estimate import Outputs, tokens_of
+from gateway.wire import json
 
 CLIENT_CLOSED = 499  # nginx's number for a caller that left; it never reaches anybody
 INTERNAL = 500  # a mistake of ours
@@ -75,7 +76,7 @@ class Settle:
             over = attempt.finished or exchange.finish_reason is not None
             if over or told.output >= seen:
                 return told
-            return replace(told, output=seen, estimated=True)  # told before the answer was cut
+            return json.changed(told, output=seen, estimated=True)  # told before the answer was cut
         answering = attempt.status is None or 200 <= attempt.status < 300
         worked = attempt.first_content is not None or (failure is None and answering)
         if failure is not None and failure.cause in PROMPT_TAKEN:

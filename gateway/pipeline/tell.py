@@ -58,21 +58,28 @@ def answer_headers(exchange: Exchange, snapshot: Snapshot, clock: Clock) -> dict
         headers["x-gateway-dropped"] = ",".join(exchange.dropped)
     if exchange.attempts and (served is None or served.closed):
         headers["x-gateway-cost-usd"] = exchange.cost.dollars()
-    parts = _times(exchange, clock)
-    headers["x-gateway-time"] = ";".join(f"{name}={ms}" for name, ms in parts)
-    headers["server-timing"] = ", ".join(f"{name};dur={ms}" for name, ms in parts)
+    queue, first, total, own = _times(exchange, clock)
+    if first is None:
+        headers["x-gateway-time"] = f"queue={queue};total={total};own={own:.2f}"
+        headers["server-timing"] = f"queue;dur={queue}, total;dur={total}, own;dur={own:.2f}"
+    else:
+        headers["x-gateway-time"] = f"queue={queue};first={first};total={total};own={own:.2f}"
+        headers["server-timing"] = (
+            f"queue;dur={queue}, first;dur={first}, total;dur={total}, own;dur={own:.2f}"
+        )
     return headers
 
 
 def note(exchange: Exchange, clock: Clock) -> bytes:
     """What a stream knows only at its end, for the comment before `[DONE]`."""
     served = exchange.served_by
+    queue, first, total, own = _times(exchange, clock)
     told = {
         "target": served.target.name if served else None,
         "attempts": len(exchange.attempts),
         "path": exchange.path(),
         "cost_usd": exchange.cost.dollars(),
-        "time": ";".join(f"{name}={ms}" for name, ms in _times(exchange, clock)),
+        "time": f"queue={queue};first={first};total={total};own={own:.2f}",
     }
     return json.dumps(told)
 
@@ -252,19 +259,18 @@ def _told(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _times(exchange: Exchange, clock: Clock) -> list[tuple[str, str]]:
+def _times(exchange: Exchange, clock: Clock) -> tuple[int, int | None, int, float]:
     """Milliseconds: waiting in the queue, to the first content, in all, and our own share."""
     now = clock.monotonic()
     total = now - exchange.started
-    upstream = sum((a.ended or now) - a.started for a in exchange.attempts)
-    times = [("queue", f"{exchange.waited * 1000:.0f}")]
+    own = total - exchange.waited - exchange.paused
+    for attempt in exchange.attempts:
+        own -= (attempt.ended or now) - attempt.started
+    first = None
     served = exchange.served_by
     if served is not None and served.first_content is not None:
-        times.append(("first", f"{(served.first_content - exchange.started) * 1000:.0f}"))
-    times.append(("total", f"{total * 1000:.0f}"))
-    own = total - upstream - exchange.waited - exchange.paused
-    times.append(("own", f"{max(0.0, own) * 1000:.2f}"))
-    return times
+        first = round((served.first_content - exchange.started) * 1000)
+    return round(exchange.waited * 1000), first, round(total * 1000), max(0.0, own * 1000)
 
 
 def _limits(headers: dict[str, str], headroom: Sequence[Headroom]) -> None:

@@ -3,8 +3,9 @@
 A line is a JSON array. `["A", seq, [the fields of Opening]]`: an attempt is about to be made.
 `["C", seq, attempt id, tokens]`: output tokens so far. `["S", seq, attempt id, at, [the fields of
 Usage], the other fields of Line]`: it is settled. `seq` only grows, from segment to segment too.
-`A` is in the hands of the operating system when `open` returns, and takes along what waits; `S` and
-`C` are written once a loop turn.
+`A` is in the hands of the operating system when `open` returns, and takes along what waits; so are
+`S` and `C` when `close` and `checkpoint` return, unless `later` may put them off: then an answer
+can be with its caller, its `S` not yet written and the worker killed, and it is an estimate.
 
 A crash may leave half a line at the end; whoever reads passes over what is no line. A segment that
 is full is followed by another that begins with the openings still unsettled, so the old one can go.

@@ -17,6 +17,7 @@ Meta = msgspec.Meta
 UNSET = msgspec.UNSET
 UnsetType = msgspec.UnsetType
 Decoder = msgspec.json.Decoder
+changed = msgspec.structs.replace  # a Struct with some fields set anew
 
 T = TypeVar("T")
 

@@ -3,7 +3,6 @@
 import re
 import shlex
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -12,24 +11,10 @@ from click.testing import CliRunner
 
 from gateway.cli.main import COMMANDS, cli
 from gateway.wire import json
+from tests.docs.conftest import SIMULATED
 from tests.docs.pages import SPAN, blocks, lines_of, name_of, pages, prose
 from tests.support.house import ADMIN_KEY, Running
 
-CONFIG = """\
-providers:
-  alpha: {kind: sim}
-  bravo: {kind: sim}
-targets:
-  gpt: {model: alpha/sim-1}
-  llama: {model: bravo/sim-1}
-chains:
-  smart: {try: [gpt, llama], also: [default]}
-  cheap: [llama, gpt]
-tiers:
-  free: {limits: {rpm: 20}}
-teams:
-  search: {tier: free}
-"""
 NOT_RUN = {"serve", "demo"}  # tests/end_to_end runs them
 ASK_A_GATEWAY = {"chat", "healthcheck", "status", "why"}
 INSIDE = re.compile(r"\$\((gateway [^)]*)\)")
@@ -98,11 +83,10 @@ def test_a_command_that_is_mentioned_exists(span: str) -> None:
         assert set(names) <= set(COMMANDS)
         return
     told = shlex.split(words)[1:]
-    if told == ["keys", "create"] or told[-1:] == ["revoke"]:
-        told = [*told, "NAME"]
-    if told == ["explain"]:
-        told = [*told, "MODEL"]
-    assert understood(told).command.name
+    try:
+        assert understood(told).command.name
+    except click.MissingParameter:  # named, not typed
+        assert all(word.isalpha() for word in told)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -111,19 +95,18 @@ def test_every_command_is_told_of(name: str) -> None:
     assert told
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with Running(CONFIG, tmp_path_factory.mktemp("state")) as gateway:
-        asked = urllib.request.Request(
-            f"{gateway.base_url}/chat/completions",
-            data=b'{"model":"smart","messages":[{"role":"user","content":"hi"}],"max_tokens":3}',
-        )
-        with urllib.request.urlopen(asked, timeout=10) as answer:
-            assert answer.status == 200
-        yield gateway
+def ask(gateway: Running) -> None:
+    """So that there is something to tell of."""
+    asked = urllib.request.Request(
+        f"{gateway.base_url}/chat/completions",
+        data=b'{"model":"smart","messages":[{"role":"user","content":"hi"}],"max_tokens":3}',
+    )
+    with urllib.request.urlopen(asked, timeout=10) as answer:
+        assert answer.status == 200
 
 
 def a_request(gateway: Running) -> str:
+    ask(gateway)
     asked = urllib.request.Request(
         f"{gateway.admin_url}/admin/requests?limit=1",
         headers={"authorization": f"Bearer {ADMIN_KEY}"},
@@ -134,26 +117,24 @@ def a_request(gateway: Running) -> str:
 
 @pytest.mark.parametrize("line", [t for t in typed() if t.split()[0] not in NOT_RUN])
 def test_what_may_be_run_is_run(
-    line: str, running: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    line: str, gateway: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words, env, stdin = shlex.split(line), dict(CLEAN), ""
-    state = running._folder if words[0] == "spend" else tmp_path / "state"
+    state = gateway.house.snapshot.server.state_dir if words[0] == "spend" else tmp_path / "state"
     monkeypatch.chdir(tmp_path)
-    Path("gateway.yaml").write_text(f"state: {{dir: {state}}}\n{CONFIG}")
+    Path("gateway.yaml").write_text(f"state: {{dir: {state}}}\n{SIMULATED}")
     if words[0] in ASK_A_GATEWAY:
-        env |= {"GATEWAY_URL": running.base_url, "GATEWAY_ADMIN_URL": running.admin_url,
-                "GATEWAY_ADMIN_KEY": ADMIN_KEY, "GATEWAY_HEALTHCHECK_URL": running.admin_url}
-        words = [a_request(running) if w == "REQUEST_ID" else w for w in words]
-        words = [w.replace("http://127.0.0.1:8080", running.url) for w in words]
+        env |= {"GATEWAY_URL": gateway.base_url, "GATEWAY_ADMIN_URL": gateway.admin_url,
+                "GATEWAY_ADMIN_KEY": ADMIN_KEY, "GATEWAY_HEALTHCHECK_URL": gateway.admin_url}
+        words = [a_request(gateway) if w == "REQUEST_ID" else w for w in words]
+        words = [w.replace("http://127.0.0.1:8080", gateway.url) for w in words]
         stdin = "hi\n"
     if words[0] == "init":
         Path("gateway.yaml").unlink()
     if words[:2] in (["keys", "rotate"], ["keys", "revoke"]):
         made = CliRunner().invoke(cli, ["keys", "create", words[2]], env=env)
         assert made.exit_code == 0, made.output
-    if "NAME" in words:
-        pytest.skip("a placeholder")
     words = ["smart" if w == "MODEL" else w for w in words]
     done = CliRunner().invoke(cli, words, env=env, input=stdin)
     assert done.exit_code == 0, done.output
-    assert done.output
+    assert done.output or "github" in words  # which says nothing of a file that holds

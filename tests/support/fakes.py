@@ -70,7 +70,7 @@ def make_chain(*steps: Any, name: str = "smart", **changed: Any) -> Chain:
 
 
 def make_request(**changed: Any) -> Request:
-    return replace(Request("chat", "smart", {}, prompt=10), **changed)
+    return json.changed(Request("chat", "smart", {}, prompt=10), **changed)
 
 
 def make_facts(chain: Chain, **changed: Any) -> Facts:
@@ -84,7 +84,7 @@ def make_facts(chain: Chain, **changed: Any) -> Facts:
         chain=chain,
         hints=NO_HINTS,
     )
-    return replace(base, **changed)
+    return json.changed(base, **changed)
 
 
 def make_state(**changed: Any) -> State:

@@ -52,6 +52,10 @@ class Gateway:
         return int(found[1])
 
     @property
+    def greeted(self) -> bool:
+        return _API.search(self.log) is not None
+
+    @property
     def admin(self) -> str:
         """Where the admin API is; it is up."""
         found = _ADMIN.search(self.log)
@@ -84,10 +88,17 @@ class Nursery:
             [sys.executable, "-m", "tests.support.processes"],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
-        self._hear()
+        try:
+            self._hear()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.close()

@@ -305,7 +305,7 @@ def judge(status: int, error: Told, body: bytes, secret: str, what: str) -> Fail
     if row is not None:
         cause = row.cause
         if cause is Cause.UNABLE:
-            feature = row.feature or (None if row.feature is None else _feature(error))
+            feature = row.feature or (None if row.feature is None else _feature(error, secret))
     elif status == 403 and error.reasons:
         cause = Cause.CONTENT_POLICY
     else:
@@ -349,7 +349,7 @@ def _applies(row: _Row, status: int, error: Told) -> bool:
     return any(phrase in message for phrase in row.phrases)
 
 
-def _feature(error: Told) -> str | None:
+def _feature(error: Told, secret: str) -> str | None:
     """The ability or the member that a refusal names."""
     param = error.param
     if not param and (named := _NAMED.search(error.message)):
@@ -357,7 +357,7 @@ def _feature(error: Told) -> str | None:
     for part, ability in _PARTS.items():
         if param.endswith(part) and "." in param:
             return ability
-    first = _MEMBER.match(param)
+    first = _MEMBER.match(_clean(param, secret))
     if first is None:
         return None
     return _FEATURES.get(first.group(), first.group())

@@ -248,7 +248,7 @@ def test_planned_times_end_by_the_deadline_and_leave_later_targets_their_share(
         gone = 0.0
         for n, clock in enumerate(firsts):
             again = plan(
-                replace(facts, deadline=Deadline(1000.0 + left - gone)),
+                json.changed(facts, deadline=Deadline(1000.0 + left - gone)),
                 make_state(),
                 Spent(frozenset(f"t{m}" for m in range(n)), calls=n),
             )
@@ -368,7 +368,7 @@ def test_a_plan_is_the_same_streaming_or_not(draw, standing):
     facts = make_facts(make_chain("a", group), id=draw)
     state = make_state(standings=standing)
     whole = plan(facts, state)
-    stream = plan(replace(facts, request=make_request(stream=True)), state)
+    stream = plan(json.changed(facts, request=make_request(stream=True)), state)
     assert ids(whole) == ids(stream)
     assert whole.skipped == stream.skipped
 

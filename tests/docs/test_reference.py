@@ -1,0 +1,346 @@
+"""What can be looked up is complete, both ways: codes, headers, metrics, causes, numbers, modules."""
+
+import ast
+import http.client
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway import errors
+from gateway.config.lint import KINDS
+from gateway.config.models import Document
+from gateway.core.snapshot import ServerSettings
+from gateway.core.target import WAY_ON, Cause, Chain, Retry
+from gateway.pipeline import answer, attempt, authenticate, estimate, plan, queue
+from gateway.pipeline import tell as telling
+from gateway.server import hints, routes
+from gateway.server.connection import Bounds
+from gateway.server.facades import chat, embeddings
+from gateway.state.embedded import health, ledger, stories
+from gateway.telemetry import metrics
+from gateway.wire import json
+from tests.docs import made
+from tests.docs.pages import ANCHOR, ROOT, page
+from tests.support.house import ADMIN_KEY, Running
+
+SOURCE = sorted((ROOT / "gateway").rglob("*.py"))
+CODE = re.compile(r'<a id="([a-z_]+)"></a>`([a-z_]+)`')
+
+# Codes that are made at run time, and of what.
+COMPUTED = {
+    "f'{account.kind}_exceeded'": {f"{kind}_exceeded" for kind in KINDS},
+    "failure.cause.value": {cause.value for cause in WAY_ON},
+    "_code(failures)": {cause.value for cause in WAY_ON} | {"chain_exhausted"},
+    "code": {"deadline_exceeded"},
+}
+OF_OTHERS = "codes.get(failure.cause) or (code if isinstance(code, str) and code else None)"
+CLIENT = "gateway/client/http.py"  # raises again what it was told
+
+
+def calls() -> Iterator[tuple[str, ast.keyword]]:
+    """Every `code=` of a raise."""
+    for path in SOURCE:
+        name = path.relative_to(ROOT).as_posix()
+        if name == CLIENT or "/cli/" in name or "/providers/" in name:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                yield from ((name, keyword) for keyword in node.keywords if keyword.arg == "code")
+
+
+def raised() -> set[str]:
+    """The codes a caller may hear."""
+    found = {
+        kind.default_code
+        for _, kind in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(kind, errors.GatewayError)
+    }
+    for where, keyword in calls():
+        if isinstance(keyword.value, ast.Constant):
+            found.add(str(keyword.value.value))
+        elif (written := ast.unparse(keyword.value)) != OF_OTHERS:
+            assert written in COMPUTED, f"{where} makes a code of {written}: say of what, above"
+            found |= COMPUTED[written]
+    codes = next(
+        node for node in ast.walk(ast.parse(inspect.getsource(telling._as_told)))
+        if isinstance(node, ast.Dict) and node.values and isinstance(node.values[0], ast.Constant)
+    )  # fmt: skip
+    return found | {str(value.value) for value in codes.values if isinstance(value, ast.Constant)}
+
+
+def test_every_code_has_its_anchor_and_every_anchor_is_a_code() -> None:
+    text = page("docs/errors.md")
+    told = {code for _, code in CODE.findall(text)}
+    assert told == raised()
+    for anchor, code in CODE.findall(text):
+        assert anchor in {code, f"{code}_cause"}
+    found = ANCHOR.findall(text)
+    assert len(found) == len(set(found)) == len(CODE.findall(text))
+
+
+def test_the_status_of_a_code_is_the_one_told() -> None:
+    rows = dict(re.findall(r"</a>`([a-z_]+)` \| ([\d, ]+) \|", page("docs/errors.md")))
+    for _, kind in inspect.getmembers(errors, inspect.isclass):
+        if issubclass(kind, errors.GatewayError) and kind.default_code in rows:
+            assert str(kind.status) in rows[kind.default_code], kind
+
+
+def test_the_example_of_an_error_is_what_one_looks_like() -> None:
+    found = re.search(r"```json\n(.*?)```", page("docs/errors.md"), re.DOTALL)
+    assert found
+    told = json.loads(found[1].encode())["error"]
+    error = errors.RateLimited(
+        told["message"], code=told["code"], retry_after=7.378, scope=told["scope"]
+    )
+    error.request_id = told["request_id"]
+    error.attempts = told["attempts"]
+    assert error.body()["error"] == told
+
+
+# Headers
+
+
+def spoken() -> set[str]:
+    """The headers our source can put on an answer, but those HTTP itself needs."""
+    found: set[str] = set()
+    where = [*sorted((ROOT / "gateway/server").rglob("*.py")), ROOT / "gateway/errors.py",
+             ROOT / "gateway/pipeline/tell.py"]  # fmt: skip
+    for path in where:
+        if path.name in {"hints.py", "credential.py", "incoming.py", "facts.py"}:
+            continue
+        text = path.read_text()
+        for name in re.findall(r"(x-[a-z-]+|server-timing|retry-after(?:-ms)?)", text):
+            if name.endswith("-"):
+                if name.count("-") == 3:  # x-ratelimit-limit-{sort}
+                    found |= {f"{name}requests", f"{name}tokens"}
+            else:
+                found.add(name)
+        if '"allow"' in text:
+            found.add("allow")
+        if "cache-control" in text:
+            found.add("cache-control")
+    return found - {"x-api-key"}
+
+
+def section(name: str, heading: str) -> str:
+    text = page(name)
+    return re.split(r"^## ", text.split(f"\n## {heading}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def first_cells(text: str) -> set[str]:
+    """The names in the first column of a table."""
+    cells = re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|", text, re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_every_header_that_is_read_is_told_and_no_other() -> None:
+    text = section("docs/http.md", "Requests")
+    read = {name.decode() for name in hints.READERS}
+    assert {name for name in read if f"`{name}`" not in text} == set()
+    assert first_cells(text) <= read
+
+
+def test_every_header_of_an_answer_is_told_and_no_other() -> None:
+    assert first_cells(section("docs/http.md", "Answers")) - {"x-request-id"} == spoken() - {"x-request-id"}
+
+
+def test_headers_need_the_rights_that_are_told() -> None:
+    rows = re.findall(r"^\| `(x-gateway-[a-z-]+)` \|.*\| (`[a-z]+`)? ?\|$",
+                      section("docs/http.md", "Requests"), re.MULTILINE)  # fmt: skip
+    told = {name: right.strip("`") for name, right in rows if right}
+    source = (ROOT / "gateway/pipeline/facts.py").read_text()
+    needed = dict(re.findall(r'\("(x-gateway-[a-z-]+)", .*?, "([a-z]+)"\),', source))
+    assert told == needed
+
+
+@pytest.mark.parametrize(("path", "body", "wishes"), [
+    ("/v1/chat/completions", {"model": "smart"}, {"x-gateway-trace": "1"}),
+    ("/v1/chat/completions", {"model": "smart", "stream": True}, {}),
+    ("/v1/chat/completions", {"model": "nobody"}, {}),
+    ("/v1/chat/completions", {"model": "smart"}, {"x-gateway-deadline": "soon"}),
+    ("/v1/nothing", {}, {}),
+])  # fmt: skip
+def test_an_answer_has_only_headers_that_are_told(path, body, wishes, gateway: Running) -> None:
+    parts = urlsplit(gateway.url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+    sent = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3} | body
+    connection.request("POST", path, json.dumps(sent), wishes)
+    found = connection.getresponse()
+    found.read()
+    names = {name.lower() for name, _ in found.getheaders()}
+    connection.close()
+    plain = {"content-type", "content-length", "date", "transfer-encoding", "connection"}
+    assert names - plain <= first_cells(section("docs/http.md", "Answers"))
+
+
+# Metrics
+
+
+def exposition(gateway: Running) -> str:
+    parts = urlsplit(gateway.admin_url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
+    connection.request("GET", "/metrics", headers={"authorization": f"Bearer {ADMIN_KEY}"})
+    text = connection.getresponse().read().decode()
+    connection.close()
+    return text
+
+
+def test_a_running_gateway_exposes_the_metrics_that_are_told_and_no_other(gateway: Running) -> None:
+    families = list(text_string_to_metric_families(exposition(gateway)))
+    assert {made.name_of(family) for family in families} == first_cells(made.metrics())
+
+
+def test_every_label_and_its_values_are_told(gateway: Running) -> None:
+    text = section("docs/metrics.md", "Labels")
+    families = text_string_to_metric_families(exposition(gateway))
+    shown = {label for family in families for sample in family.samples for label in sample.labels}
+    assert shown - {"le"} - first_cells(text) == {"version", "python", "config_hash"}
+    closed = {*metrics.APIS, metrics.OTHER, metrics.UNKNOWN, *metrics.SHED_REASONS,
+              *metrics.TOKEN_KINDS, *metrics.BREAKER, "first", "fallback", "plan", "total"}  # fmt: skip
+    assert {value for value in closed if f"`{value}`" not in text} == set()
+
+
+def test_every_expression_names_metrics_that_exist() -> None:
+    known = first_cells(made.metrics())
+    text = page("docs/metrics.md") + page("docs/operations.md") + page("docs/ledger.md")
+    named = {re.sub(r"_(bucket|sum|count)$", "", name) for name in re.findall(r"gateway_[a-z_]+", text)}
+    assert named <= known
+
+
+# Causes and skips
+
+
+def test_every_cause_has_a_meaning() -> None:
+    assert set(made.MEANINGS) == set(WAY_ON)
+
+
+def test_the_reasons_to_skip_are_those_of_the_planner() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "gateway/pipeline").glob("*.py"))
+    skipped = {Cause[name].value for name in re.findall(r"Skip\(\s*target, Cause\.([A-Z_]+)", source)}
+    skipped |= {Cause[name].value for name in re.findall(r"standing\.\w+, Cause\.([A-Z_]+)", source)}
+    skipped |= {Cause[name].value for name in re.findall(r", Cause\.([A-Z_]+), \"being", source)}
+    told = first_cells(section("docs/chains.md", "Skipped before a call"))
+    assert told == skipped
+
+
+# Keys of the file
+
+
+def test_a_key_without_effect_is_still_without_effect() -> None:
+    """Take it off `made.NO_EFFECT` once something reads it."""
+    source = "".join(path.read_text() for path in SOURCE if "/config/" not in str(path))
+    assert not re.search(r"principal\.test\b", source)
+    assert not re.search(r"(retry|_retry\(\))\.budget\b", source)
+
+
+def test_the_reference_has_every_field_of_the_models() -> None:
+    told = page("docs/configuration.md")
+    fields: set[str] = set()
+    todo, seen = [Document], set()
+    while todo:
+        model = todo.pop()
+        if model in seen:
+            continue
+        seen.add(model)
+        for name, field in model.model_fields.items():
+            fields.add(field.alias or name)
+            todo += made_of(field.annotation)
+    missing = [name for name in sorted(fields) if not re.search(rf"[.`]{name}(`|\[\]`)", told)]
+    assert not missing
+
+
+def made_of(annotation: object) -> list[type]:
+    """The models inside an annotation."""
+    if isinstance(annotation, type) and hasattr(annotation, "model_fields"):
+        return [annotation]
+    return [found for inner in getattr(annotation, "__args__", ()) for found in made_of(inner)]
+
+
+# Routes and modules
+
+
+def test_every_handler_of_a_road_has_a_door() -> None:
+    assert {route.role for route in (*routes.PUBLIC, *routes.ADMIN)} == set(made.NEEDS)
+
+
+def test_the_map_of_modules_is_the_tree() -> None:
+    text = section("docs/architecture.md", "Rooms")
+    for room, listed in re.findall(r"^\| `([a-z]+)` \| (.*?) \|", text, re.MULTILINE):
+        told = set(re.findall(r"`([a-z_/]+)`", listed))
+        folder = ROOT / "gateway" / room
+        there = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+        there |= {f"{path.name}/" for path in folder.iterdir() if is_package(path)}
+        assert told == there, room
+
+
+def is_package(path: Path) -> bool:
+    return (path / "__init__.py").exists()
+
+
+# Numbers in running text
+
+NUMBERS = [
+    ("docs/chains.md", "at least `min_requests`", True),
+    ("docs/chains.md", f"less than {plan.MIN_ATTEMPT * 1000:.0f} ms", True),
+    ("docs/chains.md", f"failed within {attempt.QUICK_FAILURE:.0f} s", True),
+    ("docs/chains.md", "at most four times a second", attempt.PANIC_EVERY == 0.25),
+    ("docs/chains.md", f"over the next {health.RAMP:.0f} s", health.SHARES == (0.25, 0.5, 0.75)),
+    ("docs/chains.md", "a bucket of 10", health.FULL == 10 * health.RETRY),
+    ("docs/chains.md", "feeds by a fifth", health.DEPOSIT * 5 == health.RETRY),
+    ("docs/chains.md", "in the last 10 minutes", health.LEARNT == 600),
+    ("docs/chains.md", "at most 200 targets", True),
+    ("docs/streams.md", "At most 64 KiB", answer.MAX_HELD == 64 * 1024),
+    ("docs/streams.md", "above 32 MiB", attempt.MAX_ANSWER == 32 * 1024 * 1024),
+    ("docs/streams.md", f"has {answer.AFTER_FINISH:.0f} s for usage", True),
+    ("docs/streams.md", f"({Chain('', ()).keepalive:.0f} s unless said)", True),
+    ("docs/streams.md", f"takes nothing for {Bounds().blocked:.0f} s", True),
+    ("docs/limits.md", f"divided by {estimate.BYTES_A_TOKEN}, {chat.TOKENS_A_MESSAGE} for each message,"
+     f" {chat.TOKENS_AN_IMAGE:,} for each image", True),
+    ("docs/limits.md", f"else {plan.DEFAULT_OUTPUT:,}", True),
+    ("docs/limits.md", "A fifth of the", queue.HIGH_SHARE == 0.2),
+    ("docs/limits.md", "at most half", queue.KEY_SHARE == 0.5),
+    ("docs/limits.md", f"{authenticate.FAILURES_A_MINUTE} wrong keys in a minute", True),
+    ("docs/limits.md", "Up to a quarter", telling.RETRY_SPREAD == 0.25),
+    ("docs/limits.md", f"`true` up to {errors.RETRY_WORTH_WAITING:.0f} s", True),
+    ("docs/ledger.md", f"every {answer.CHECKPOINT_TOKENS} tokens or {answer.CHECKPOINT_SECONDS:.0f}", True),
+    ("docs/ledger.md", "Ten times a second", ledger.SHIP == 0.1),
+    ("docs/ledger.md", f"within {ledger.TIDY:.0f} s", ledger.SYNC == 1.0),
+    ("docs/ledger.md", f"| {ledger.LINES} days |", True),
+    ("docs/ledger.md", f"| {ledger.SUMS} days |", True),
+    ("docs/ledger.md", f"24 hours, at most {stories.MOST:,}", stories.KEPT == 86_400),
+    ("docs/http.md", f"at most {hints.MOST_TAGS}, each part at most 64", True),
+    ("docs/http.md", f"at most {hints.MOST_SKIPPED}", True),
+    ("docs/http.md", f"{chat.DEEPEST} levels deep, with {chat.MOST_MESSAGES:,} messages, {chat.MOST_CHOICES}"
+     f" choices, {embeddings.MOST_INPUTS:,} inputs", True),
+    ("docs/http.md", f"{Bounds().head:.0f} s and {Bounds().headers} headers of at most {Bounds().line:,} bytes",
+     True),
+    ("docs/http.md", f"a body {Bounds().body:.0f} s, and 1 KiB a second after the first five",
+     (Bounds().body_rate, Bounds().body_grace) == (1024, 5.0)),
+    ("docs/http.md", f"idle for {Bounds().keepalive:.0f} s", True),
+    ("docs/operations.md", "at most 1,000", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "phrase", "so"), NUMBERS)
+def test_a_number_in_running_text_is_the_one_of_the_source(name: str, phrase: str, so: bool) -> None:
+    text = " ".join(page(name).split())
+    assert so
+    assert " ".join(phrase.split()) in text
+
+
+def test_the_forbidden_members_are_told() -> None:
+    text = page("docs/http.md")
+    assert {name for name in chat.FORBIDDEN if f"`{name}`" not in text} == set()
+
+
+def test_the_defaults_of_the_retry_example_are_the_defaults() -> None:
+    told = section("docs/chains.md", "Retries")
+    retry, settings = Retry(), ServerSettings()
+    assert f"same_target: {retry.same_target}, attempts: {retry.attempts}" in told
+    assert f"cap: {retry.cap:.0f}s, max_wait: {retry.max_wait:.0f}s" in told
+    assert (settings.host, settings.port, settings.admin_port) == ("127.0.0.1", 8080, 8081)
