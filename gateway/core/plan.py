@@ -118,6 +118,9 @@ class Skip(json.Struct, frozen=True):
 
 
 class Plan(json.Struct, frozen=True):
+    """`whole`: every target was judged; else only the first, which looked well."""
+
     chain: Chain
     tries: tuple[Try, ...]
     skipped: tuple[Skip, ...] = ()
+    whole: bool = True

@@ -1,6 +1,6 @@
 """Who calls, and what they may."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from gateway.core.target import Account
@@ -44,6 +44,11 @@ class Principal:
     priority: Priority = "normal"
     wait: float = 0.0
     test: bool = False
+    told: tuple[Account, ...] = field(init=False)  # those whose headroom answers tell
+
+    def __post_init__(self) -> None:
+        told = tuple(account for account in self.accounts if account.kind != "concurrency")
+        object.__setattr__(self, "told", told)
 
 
 LOCAL = Principal("local", rights=frozenset({"skip", "target", "trace"}))

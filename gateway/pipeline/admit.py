@@ -55,12 +55,14 @@ class Admit:
         if full is not None:
             return self._refusal(facts, full)
         demands = self._demands(facts, plan)
-        accounts = facts.principal.accounts
-        taken = await self.limiter.reserve(facts.id, demands, accounts)
+        told = facts.principal.told
+        taken = await self.limiter.reserve(facts.id, demands, told)
         if isinstance(taken, Refusal) and taken.account.scope not in CALLER:
+            if not plan.whole:
+                return await self._reserve(exchange, facts, self.plan(facts))
             # The walk meets the full target itself and goes on to the next.
-            callers = demands[: len(accounts)]
-            taken = await self.limiter.reserve(facts.id, callers, accounts)
+            callers = demands[: len(facts.principal.accounts)]
+            taken = await self.limiter.reserve(facts.id, callers, told)
         exchange.plan = plan
         return taken
 

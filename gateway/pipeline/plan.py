@@ -16,7 +16,6 @@ from gateway.wire import json
 
 MIN_ATTEMPT = 0.25  # seconds: no attempt starts with less
 NEED_SHARE = 0.25  # of a later target's clock is kept back for it
-BETWEEN = 0.05  # seconds that go by between two attempts: what is kept back survives them
 DEFAULT_OUTPUT = 4096  # tokens, where neither caller, tier nor target bounds the output
 ESTIMATE_SLACK = 0.6  # an estimated prompt may in truth be this much shorter
 QUICK_EFFORTS = frozenset({b'"none"', b'"minimal"', b'"low"'})
@@ -277,7 +276,7 @@ def _timed(usable: Sequence[Try], left: float, calls: int) -> tuple[Try, ...]:
 
 def _need(candidate: Try) -> float:
     """Seconds in which it should answer, as far as its clock tells."""
-    return max(MIN_ATTEMPT + BETWEEN, NEED_SHARE * candidate.seconds)
+    return max(MIN_ATTEMPT, NEED_SHARE * candidate.seconds)
 
 
 def shortcut(facts: Facts, state: State, reserve: float) -> Plan | None:
@@ -287,24 +286,17 @@ def shortcut(facts: Facts, state: State, reserve: float) -> Plan | None:
     that the first cannot do. Then the first try is what `plan` says it is (a test holds them
     together), and the others are judged at their turn anyway.
 
-    Args:
-        reserve: seconds that would be kept back for all the others at most.
+    `reserve` is what would be kept back for all the others at most, in seconds. Whether the first
+    has room is not looked into: to reserve tells, and where there is none the whole plan is made.
     """
     chain = facts.chain
-    if (
-        chain.fixed is None
-        or state.standings
-        or chain.max_cost is not None
-        or not facts.hints.plain
-    ):
+    if chain.fixed is None or chain.max_cost is not None or not facts.hints.plain:
         return None
     leaf, target = chain.fixed[0]
     judged = _judge(facts, state, NOTHING_SPENT, leaf, target)
     if isinstance(judged, Skip) or facts.deadline.at - state.now - reserve < judged.seconds:
         return None
-    if chain.retry.attempts < 1 or state.waits.get(target.id, 0.0) > 0:
-        return None
-    return Plan(chain, (judged,))
+    return Plan(chain, (judged,), whole=False) if chain.retry.attempts > 0 else None
 
 
 def most_reserved(chain: Chain) -> float:
@@ -336,6 +328,18 @@ class Planner:
     sources: Sources
     reserves: dict[str, float] = field(default_factory=dict)  # by chain name, as far as asked
 
+    def first(self, facts: Facts) -> Plan:
+        """The plan a request begins with: the whole one only if the first target may not do."""
+        sources, chain = self.sources, facts.chain
+        if chain.fixed is not None and sources.standing(chain.fixed[0][1].id) is WELL:
+            reserve = self.reserves.get(chain.name)
+            if reserve is None:
+                reserve = self.reserves[chain.name] = most_reserved(chain)
+            state = State(sources.monotonic(), sources.now())
+            if (calm := shortcut(facts, state, reserve)) is not None:
+                return calm
+        return self(facts)
+
     def __call__(
         self, facts: Facts, spent: Spent = NOTHING_SPENT, forgive: str | None = None
     ) -> Plan:
@@ -349,12 +353,6 @@ class Planner:
                 standings[target.id] = standing
         waits = _Looked(facts, chain, sources.wait)
         state = State(sources.monotonic(), sources.now(), standings, waits)
-        if spent is NOTHING_SPENT:
-            reserve = self.reserves.get(chain.name)
-            if reserve is None:
-                reserve = self.reserves[chain.name] = most_reserved(chain)
-            if (calm := shortcut(facts, state, reserve)) is not None:
-                return calm
         return plan(facts, state, spent)
 
 

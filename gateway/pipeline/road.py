@@ -46,7 +46,7 @@ class Road:
             if request.stream:
                 keepalive = facts.chain.keepalive
                 reply.expect(voice, keepalive, lambda: early_headers(exchange, self.snapshot))
-            exchange.plan = self.plan(facts)
+            exchange.plan = self.plan.first(facts)
             exchange.reservation = await self.admit(exchange)
             exchange.planned = self.clock.monotonic()
             async with self.attempt(exchange) as answer:
