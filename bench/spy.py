@@ -23,7 +23,8 @@ def profile(rig: Rig, server: Server, case: Case) -> str:
     """A report in Markdown; the raw stacks stay in bench/out.
 
     Only who holds the GIL is looked at: a thread that waits for it stands on a line that costs
-    nothing, and so does one that sleeps. What is left is the kernel's, libuv's and SQLite's.
+    nothing, and so does one that sleeps. What the kernel, libuv and SQLite take without it is
+    spread over the rest.
     """
     found = os.environ.get("PY_SPY") or shutil.which("py-spy")
     if not found:
@@ -42,14 +43,15 @@ def profile(rig: Rig, server: Server, case: Case) -> str:
 
 
 def told(raw: Path, case: Case, plain: Report) -> str:
-    """Shares of the wall clock, as µs of a request (chunk) at the rate without the profiler."""
+    """Shares of the samples, as µs of what a request (chunk) costs without the profiler."""
     cost, unit, rate = plain["cpu_us"], "request", plain["window_requests"] / plain["seconds"]
     if case.stream:
         cost, unit = plain["cpu_us_chunk"], "chunk"
         rate = plain["window_chunks"] / plain["seconds"]
-    scale = 1e6 / rate / (SECONDS * RATE)
+    rows = raw.read_text().splitlines()
+    scale = cost / max(1, sum(int(row.rpartition(" ")[2]) for row in rows))
     threads, files, own, whole, lines = (Counter() for _ in range(5))
-    for line in raw.read_text().splitlines():
+    for line in rows:
         stack, _, count = line.rpartition(" ")
         thread, *frames = (_short(frame) for frame in stack.split(";"))
         spent = int(count) * scale
@@ -59,8 +61,6 @@ def told(raw: Path, case: Case, plain: Report) -> str:
         own[names[-1]] += spent
         lines[frames[-1]] += spent
         whole.update(dict.fromkeys(names, spent))
-    held = sum(threads.values())
-    threads["outside the GIL: kernel, libuv, SQLite"] = cost - held
     parts = [f"### {case.name}: {cost:.1f} µs a {unit} at {rate:.0f} {unit}s a second"]
     for title, counted, most in (
         ("thread", threads, 6), ("self, by file", files, 30), ("self, by function", own, 50),

@@ -165,7 +165,7 @@ def _limits() -> Iterator[Step]:
         held = now(limiter.reserve("r", demands, accounts))
         limiter.settle(held, MAIN.accounts, 340)
         limiter.settle(held, accounts, 340)
-        limiter.release(held, list(held.held))
+        limiter.release(held)
 
     yield f"limiter: reserve and settle {len(demands)} accounts", cycle, 1
     yield "limiter: reserve and release them", lambda: _give_back(limiter, demands, accounts), 1
@@ -174,7 +174,7 @@ def _limits() -> Iterator[Step]:
 
 def _give_back(limiter: EmbeddedLimiter, demands: list, accounts: tuple) -> None:  # type: ignore[type-arg]
     held = now(limiter.reserve("r", demands, accounts))
-    limiter.release(held, list(held.held))
+    limiter.release(held)
 
 
 def _journal() -> Iterator[Step]:

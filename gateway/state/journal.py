@@ -439,14 +439,21 @@ def _lock_all(paths: Iterable[Path]) -> list[tuple[int, Path]]:
     return held
 
 
+def sweep(folder: Path) -> None:
+    """What a worker left that was killed while it began a segment: nobody has seen it yet."""
+    for path in folder.glob(".journal-*.new"):
+        for fd, _ in _lock_all([path]):
+            path.unlink(missing_ok=True)
+            os.close(fd)
+
+
 def _begin(folder: Path, worker: str, number: int, first: bytes) -> tuple[int, Path]:
     """A segment, locked before anybody can see it under its name."""
     path = folder / f"journal-{worker}-{number:06d}.jsonl"
     hidden = folder / f".journal-{worker}-{number:06d}.new"
-    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-    fd = os.open(hidden, flags, 0o600)
+    while (fd := _made(hidden)) is None:
+        pass
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         done = 0
         while done < len(first):
             done += os.write(fd, first[done:])
@@ -456,6 +463,22 @@ def _begin(folder: Path, worker: str, number: int, first: bytes) -> tuple[int, P
         hidden.unlink(missing_ok=True)
         raise
     return fd, path
+
+
+def _made(path: Path) -> int | None:
+    """A new file under our lock; None: a `sweep` took it before it was locked."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+    fd = os.open(path, flags, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)  # a sweep holds it for a moment only
+        if os.fstat(fd).st_nlink:
+            return fd
+    except OSError:
+        os.close(fd)
+        path.unlink(missing_ok=True)
+        raise
+    os.close(fd)
+    return None
 
 
 def _restore(fd: int, size: int) -> int:

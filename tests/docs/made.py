@@ -217,15 +217,11 @@ class _Reference:
         if choices:
             kinds = [self._kind(one) for one in choices if one.get("type") != "null"]
             return " or ".join(dict.fromkeys(kinds))
-        if "$ref" in told:
-            return "map"
-        if "enum" in told:
-            return " · ".join(f"`{word}`" for word in told["enum"])
-        if "const" in told:
-            return f"`{told['const']}`"
+        if words := told.get("enum") or ([told["const"]] if "const" in told else []):
+            return " · ".join(f"`{word}`" for word in words)
         if told.get("type") == "array":
             return f"list of {self._kind(told['items'])}"
-        if told.get("type") == "object":
+        if "$ref" in told or told.get("type") == "object":
             inner = [*told.get("patternProperties", {}).values()]
             inner += [one for one in (told.get("additionalProperties"),) if isinstance(one, dict)]
             return f"map to {self._kind(inner[0])}" if inner else "map"

@@ -44,13 +44,16 @@ def typed() -> list[str]:
 def mentioned() -> list[str]:
     """Each `gateway command ...` in running text, once."""
     spans = {span for path in pages() for span in SPAN.findall(prose(path.read_text()))}
-    spans |= {"gateway " + found for block in blocks("text")
-              for found in re.findall(r"gateway (config show --demo|init|chat)", block.text)}
+    spans |= {
+        "gateway " + found
+        for block in blocks("text")
+        for found in re.findall(r"gateway (config show --demo|init|chat)", block.text)
+    }
     return sorted(span for span in spans if re.match(r"(\.venv/bin/)?gateway -?-?[a-z]", span))
 
 
 def understood(words: list[str]) -> click.Context:
-    """click's own reading of the words; raises what a user would be told."""
+    """The reading of click of the words; raises what a user would be told."""
     command: click.Command = cli
     context = click.Context(cli, info_name="gateway")
     rest = list(words)
@@ -124,8 +127,12 @@ def test_what_may_be_run_is_run(
     monkeypatch.chdir(tmp_path)
     Path("gateway.yaml").write_text(f"state: {{dir: {state}}}\n{SIMULATED}")
     if words[0] in ASK_A_GATEWAY:
-        env |= {"GATEWAY_URL": gateway.base_url, "GATEWAY_ADMIN_URL": gateway.admin_url,
-                "GATEWAY_ADMIN_KEY": ADMIN_KEY, "GATEWAY_HEALTHCHECK_URL": gateway.admin_url}
+        env |= {
+            "GATEWAY_URL": gateway.base_url,
+            "GATEWAY_ADMIN_URL": gateway.admin_url,
+            "GATEWAY_ADMIN_KEY": ADMIN_KEY,
+            "GATEWAY_HEALTHCHECK_URL": gateway.admin_url,
+        }
         words = [a_request(gateway) if w == "REQUEST_ID" else w for w in words]
         words = [w.replace("http://127.0.0.1:8080", gateway.url) for w in words]
         stdin = "hi\n"

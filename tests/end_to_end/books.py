@@ -146,7 +146,7 @@ def audit(  # noqa: C901 - one promise after the other
         assert row.nano_usd == priced(prices, row.provider, row.input, row.output), row
         if row.lost:
             assert row.flags == "estimated", row
-            assert not caller.whole, (row, caller, "was settled before the caller had the end")
+            assert caller.fate == "broken", (row, caller, "its caller has the whole answer")
             found.lost += 1
             found.unheard += bill is None
             found.counted += row.output > 0

@@ -44,9 +44,10 @@ class Place:
             f"chains:\n  smart: [first/sim, second/sim]\n  long: [long/sim]\n{more}"
         )
 
-    def start(self, *arguments: str, env: dict[str, str] | None = None) -> Gateway:
+    def start(self, *arguments: str, fresh: bool = False, most: int | None = None) -> Gateway:
         log = self.folder / f"{len(self.gateways)}.log"
-        gateway = self.nursery.start(["serve", "-c", self.file, *arguments], log, env)
+        words = ["serve", "-c", self.file, *arguments]
+        gateway = self.nursery.start(words, log, fresh=fresh, most=most)
         self.gateways.append(gateway)
         return gateway
 

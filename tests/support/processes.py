@@ -6,9 +6,11 @@ and goes through `gateway.cli.main` as `python -m gateway` does. Lines of JSON t
 """
 
 import asyncio
+import ctypes
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -43,13 +45,19 @@ class Gateway:
         return self._log.read_text()
 
     async def up(self) -> int:
-        """The port of the API, as soon as it has greeted."""
+        """The port of the API, as soon as it greets and answers."""
         deadline = time.monotonic() + PATIENCE
         while (found := _API.search(self.log)) is None:
             if time.monotonic() > deadline or self._nursery.over(self):
                 raise AssertionError(f"it did not come up: {self.log}")
             await asyncio.sleep(LOOK)
-        return int(found[1])
+        port = int(found[1])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n\r\n")
+        told = await reader.read()
+        writer.close()
+        assert told.startswith(b"HTTP/1.1 200 "), told
+        return port
 
     @property
     def greeted(self) -> bool:
@@ -106,14 +114,25 @@ class Nursery:
         self._process.stdout.close()
 
     def start(
-        self, arguments: Sequence[object], log: Path, env: Mapping[str, str] | None = None
+        self,
+        arguments: Sequence[object],
+        log: Path,
+        *,
+        fresh: bool = False,
+        most: int | None = None,
     ) -> Gateway:
-        """`gateway ARGUMENTS`, with `env` beside what is in ours."""
+        """`gateway ARGUMENTS`.
+
+        Args:
+            arguments: of the command line.
+            log: what it says is added to this file.
+            fresh: by way of exec and `python -m gateway`, slow as in life.
+            most: bytes a file of this process may have: the nearest to a full disk.
+        """
         log.touch()
-        told = self._tell(
-            {"start": [str(one) for one in arguments], "log": str(log), "env": dict(env or {})}
-        )
-        return Gateway(told["pid"], log, self)
+        words = [str(one) for one in arguments]
+        order = {"start": words, "log": str(log), "fresh": fresh, "most": most}
+        return Gateway(self._tell(order)["pid"], log, self)
 
     def over(self, gateway: Gateway) -> bool:
         if gateway.code is None:
@@ -150,7 +169,7 @@ def _nurse() -> list[str] | None:
         if "start" in order:
             pid = os.fork()
             if not pid:
-                _become(Path(order["log"]), order["env"])
+                _become(order)
                 return list(order["start"])
             children.add(pid)
             _say({"pid": pid})
@@ -164,12 +183,29 @@ def _nurse() -> list[str] | None:
     return None
 
 
-def _become(log: Path, env: Mapping[str, str]) -> None:
+def _become(order: Mapping[str, Any]) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
-    out = os.open(log, os.O_WRONLY | os.O_APPEND)
+    out = os.open(order["log"], os.O_WRONLY | os.O_APPEND)
     for fd, place in ((nothing, 0), (out, 1), (out, 2)):
         os.dup2(fd, place)
-    os.environ.update(env)
+    _obey_permissions()
+    if (most := order["most"]) is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+    if order["fresh"]:
+        os.execv(sys.executable, [sys.executable, "-m", "gateway", *order["start"]])
+
+
+def _obey_permissions() -> None:
+    """What a folder forbids is forbidden, even if it is root who runs the tests in a container."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    head = (ctypes.c_uint32 * 2)(0x2008_0522, 0)  # _LINUX_CAPABILITY_VERSION_3, this thread
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable, twice
+    if libc.capget(head, sets) == 0:
+        for at in (0, 1, 2):
+            sets[at] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        libc.capset(head, sets)
 
 
 def _say(answer: dict[str, Any]) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 from gateway.clock import Clock
 from gateway.core.events import Event, StateTrouble
-from gateway.state.embedded.sqlite import Store, harden, transaction
-from gateway.state.journal import Final, Fold, Journal, Part, Reader, Record, orphans, sync
+from gateway.state.embedded.sqlite import Store, harden, problem, transaction
+from gateway.state.journal import Final, Fold, Journal, Part, Reader, Record, orphans, sweep, sync
 
 SHIP = 0.1  # seconds between shipments
 SYNC = 1.0
@@ -121,7 +121,7 @@ class EmbeddedLedger:
             self._journal.drop()
 
     def _trouble(self, op: str, error: Exception) -> None:
-        self._heard(StateTrouble("embedded", op, type(error).__name__))
+        self._heard(StateTrouble("embedded", op, problem(error)))
 
 
 class Shipper:
@@ -187,6 +187,7 @@ def recover(db: sqlite3.Connection, folder: Path) -> int:
     Killed in between, the next one finds either nothing done or the cursor closed.
     """
     lost = 0
+    sweep(folder)
     for orphan in orphans(folder):
         lost += _bury(db, orphan.worker, orphan.records())
         if harden(db):

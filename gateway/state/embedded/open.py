@@ -1,8 +1,10 @@
 """Opens the embedded wing, owns its background tasks, and closes it: nothing else does."""
 
 import asyncio
+import errno
 import os
 import random
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from gateway.state.embedded.health import LocalHealth
 from gateway.state.embedded.keys import POLL, EmbeddedKeys
 from gateway.state.embedded.ledger import CLEAN, SHIP, SYNC, TIDY, EmbeddedLedger
 from gateway.state.embedded.limiter import EmbeddedLimiter
-from gateway.state.embedded.sqlite import Store, prepare
+from gateway.state.embedded.sqlite import FILE, Store, prepare
 from gateway.state.embedded.stories import WRITE, Stories
 from gateway.state.journal import Journal
 
@@ -51,14 +53,17 @@ async def open_state(
     """Settles what a crash left, then serves; on leaving everything is shipped.
 
     Raises:
-        OSError: the folder cannot be used.
-        sqlite3.Error: the store cannot be opened.
+        OSError: the folder cannot be used, or the store in it; its `strerror` says why.
+        sqlite3.Error: what is stored cannot be read.
     """
     folder = Path(dir)
     prepare(folder)
     store = Store(folder)
     try:
-        await store.run(lambda _: None)
+        try:
+            await store.run(lambda _: None)
+        except sqlite3.Error as error:  # such as "database or disk is full"
+            raise OSError(errno.EIO, str(error), str(folder / FILE)) from None
         worker = os.urandom(8).hex()
         # Without `later`: what is settled is written before its answer's last byte leaves, so that
         # a kill makes an estimate of no answer that somebody has. It costs 2 us a request.

@@ -1,6 +1,7 @@
 """One SQLite file (WAL) for all workers of a machine, spoken to from one thread of its own."""
 
 import asyncio
+import errno
 import os
 import sqlite3
 import threading
@@ -16,6 +17,7 @@ T = TypeVar("T")
 FILE = "gateway.sqlite3"
 BUSY = 5.0  # seconds to wait for another process's write
 PATIENCE = 100  # tries of 50 ms to enter WAL, where SQLite itself does not wait
+HOPELESS = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY}  # no use trying
 
 _pause = threading.Event()  # never set: waiting on it is a pause
 
@@ -88,6 +90,12 @@ def look(folder: Path) -> sqlite3.Connection | None:
     return db
 
 
+def problem(error: Exception) -> str:
+    """What is wrong, in a word that says more than a type: SQLITE_FULL, ENOSPC."""
+    word = getattr(error, "sqlite_errorname", type(error).__name__)
+    return errno.errorcode.get(error.errno or 0, word) if isinstance(error, OSError) else word
+
+
 @contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
     """All or nothing; waits for other writers at its beginning, not at its end."""
@@ -143,8 +151,8 @@ def _enter_wal(db: sqlite3.Connection) -> None:
     for left in reversed(range(PATIENCE)):
         try:
             db.execute("PRAGMA journal_mode = WAL").fetchone()
-        except sqlite3.OperationalError:
-            if not left:
+        except sqlite3.OperationalError as error:
+            if not left or error.sqlite_errorcode & 0xFF in HOPELESS:
                 raise
             _pause.wait(0.05)
         else:

@@ -12,7 +12,7 @@ from gateway.core.plan import Standing
 from gateway.core.principal import Principal
 from gateway.core.request import Hints
 from gateway.core.target import OneOf, Params, Retry
-from gateway.pipeline.plan import MIN_ATTEMPT, Spent, plan
+from gateway.pipeline.plan import MIN_ATTEMPT, Spent, most_reserved, plan, shortcut
 from gateway.wire import json
 from tests.support.fakes import (
     PRICE,
@@ -378,3 +378,37 @@ def test_every_target_is_either_asked_or_told_why_not(standing, calls):
     chain = make_chain(*"abcd", retry=Retry(attempts=9))
     made = plan(make_facts(chain), make_state(standings=standing), Spent(calls=calls))
     assert sorted([*ids(made), *causes(made)]) == list("abcd")
+
+
+# -- the short way
+
+
+@given(
+    contexts=st.lists(st.sampled_from([None, 50, 5_000]), min_size=1, max_size=4),
+    prompt=st.integers(1, 6_000),
+    needs=st.sets(st.sampled_from(["tools", "vision"])),
+    can=st.sampled_from([None, frozenset(), frozenset({"tools", "reasoning"})]),
+    left=st.floats(0.1, 400),
+    stream=st.booleans(),
+    hints=st.sampled_from([Hints(), Hints(skip=frozenset({"t0"})), Hints(fallback=False)]),
+)
+def test_the_short_way_begins_where_the_whole_plan_does(
+    contexts, prompt, needs, can, left, stream, hints
+):
+    chain = make_chain(
+        *(make_target(f"t{i}", context=context, can=can) for i, context in enumerate(contexts))
+    )
+    request = make_request(prompt=prompt, needs=frozenset(needs), stream=stream)
+    facts = make_facts(chain, request=request, hints=hints, deadline=Deadline(1000.0 + left))
+    whole = plan(facts, make_state())
+    calm = shortcut(facts, make_state(), most_reserved(chain))
+    if calm is None:
+        return
+    assert not calm.whole
+    assert calm.tries == whole.tries[:1]
+    assert not [s for s in whole.skipped if s.target is calm.tries[0].target]
+
+
+def test_most_requests_take_the_short_way():
+    facts = make_facts(make_chain("gpt", "claude"))
+    assert shortcut(facts, make_state(), most_reserved(facts.chain)) is not None

@@ -1,0 +1,97 @@
+"""Numbers in running text are those of the source."""
+
+import pytest
+
+from gateway.core.snapshot import ServerSettings
+from gateway.core.target import Chain, Retry
+from gateway.errors import RETRY_WORTH_WAITING
+from gateway.pipeline import answer, attempt, authenticate, estimate, plan, queue, tell
+from gateway.server import admin, hints
+from gateway.server.connection import Bounds
+from gateway.server.facades import chat, embeddings
+from gateway.state.embedded import health, ledger, stories
+from tests.docs.pages import page
+
+BOUNDS = Bounds()
+CHAIN = Chain("", ())
+RETRY = Retry()
+
+PHRASES = {
+    "chains": (
+        f"less than {plan.MIN_ATTEMPT * 1000:.0f} ms",
+        f"failed within {attempt.QUICK_FAILURE:.0f} s",
+        f"over the next {health.RAMP:.0f} s",
+        f"same_target: {RETRY.same_target}, attempts: {RETRY.attempts}",
+        f"cap: {RETRY.cap:.0f}s, max_wait: {RETRY.max_wait:.0f}s",
+    ),
+    "streams": (
+        f"has {answer.AFTER_FINISH:.0f} s for usage",
+        f"({CHAIN.keepalive:.0f} s unless said)",
+        f"takes nothing for {BOUNDS.blocked:.0f} s",
+    ),
+    "limits": (
+        f"divided by {estimate.BYTES_A_TOKEN}, {chat.TOKENS_A_MESSAGE} for each message,",
+        f"{chat.TOKENS_AN_IMAGE:,} for each image",
+        f"else {plan.DEFAULT_OUTPUT:,}",
+        f"{authenticate.FAILURES_A_MINUTE} wrong keys in a minute",
+        f"`true` up to {RETRY_WORTH_WAITING:.0f} s",
+    ),
+    "ledger": (
+        f"every {answer.CHECKPOINT_TOKENS} tokens or {answer.CHECKPOINT_SECONDS:.0f} seconds",
+        f"within {ledger.TIDY:.0f} s",
+        f"| {ledger.LINES} days |",
+        f"| {ledger.SUMS} days |",
+        f"24 hours, at most {stories.MOST:,}",
+    ),
+    "http": (
+        f"at most {hints.MOST_TAGS}, each part at most 64",
+        f"at most {hints.MOST_SKIPPED}",
+        f"{chat.DEEPEST} levels deep, with {chat.MOST_MESSAGES:,} messages, ",
+        f"{chat.MOST_CHOICES} choices, {embeddings.MOST_INPUTS:,} inputs",
+        f"{BOUNDS.head:.0f} s and {BOUNDS.headers} headers of at most {BOUNDS.line:,} bytes",
+        f"a body {BOUNDS.body:.0f} s, and 1 KiB a second after the first five",
+        f"idle for {BOUNDS.keepalive:.0f} s",
+    ),
+    "operations": (f"at most {admin.MOST_LISTED:,}", f"limit={admin.LISTED}"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "phrase"), [(name, phrase) for name, found in PHRASES.items() for phrase in found]
+)
+def test_a_number_is_the_one_of_the_source(name: str, phrase: str) -> None:
+    assert phrase.strip() in " ".join(page(f"docs/{name}.md").split())
+
+
+# (page, words, what they stand for)
+WORDS = [
+    ("chains", "at most four times a second", attempt.PANIC_EVERY == 0.25),
+    ("chains", "traffic returns in quarters", health.SHARES == (0.25, 0.5, 0.75)),
+    ("chains", "a bucket of 10", health.FULL == 10 * health.RETRY),
+    ("chains", "feeds by a fifth", health.DEPOSIT * 5 == health.RETRY),
+    ("chains", "in the last 10 minutes", health.LEARNT == 600),
+    ("streams", "At most 64 KiB", answer.MAX_HELD == 64 * 1024),
+    ("streams", "above 32 MiB", attempt.MAX_ANSWER == 32 * 1024 * 1024),
+    ("limits", "A fifth of the places", queue.HIGH_SHARE == 0.2),
+    ("limits", "one key holds at most half", queue.KEY_SHARE == 0.5),
+    ("limits", "Up to a quarter", tell.RETRY_SPREAD == 0.25),
+    ("ledger", "Ten times a second", ledger.SHIP == 0.1),
+    ("ledger", "once a second", ledger.SYNC == 1.0),
+    ("ledger", "Every 10 minutes", ledger.CLEAN == 600),
+    ("ledger", "24 hours", stories.KEPT == 86_400),
+    ("http", "1 KiB a second after the first five", BOUNDS.body_rate == 1024),
+    ("http", "the first five", BOUNDS.body_grace == 5.0),
+    ("quickstart", "`127.0.0.1:8080`", ServerSettings().port == 8080),
+    ("quickstart", "`127.0.0.1:8081`", ServerSettings().admin_port == 8081),
+]
+
+
+@pytest.mark.parametrize(("name", "words", "so"), WORDS)
+def test_words_that_stand_for_numbers_are_true(name: str, words: str, so: bool) -> None:
+    assert words in " ".join(page(f"docs/{name}.md").split())
+    assert so
+
+
+def test_the_forbidden_members_are_told() -> None:
+    text = page("docs/http.md")
+    assert {name for name in chat.FORBIDDEN if f"`{name}`" not in text} == set()
