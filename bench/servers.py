@@ -238,7 +238,7 @@ observe:
 
 
 _NGINX = """\
-daemon off; worker_processes 1; pid nginx.pid; error_log stderr warn; @U@
+daemon off; worker_processes 1; pid nginx.pid; error_log stderr error; @U@
 worker_rlimit_nofile 20000;
 events { worker_connections 8192; }
 http {

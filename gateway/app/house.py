@@ -29,6 +29,7 @@ from gateway.pipeline.plan import Planner, Sources
 from gateway.pipeline.queue import Queue
 from gateway.pipeline.road import Road
 from gateway.pipeline.settle import Settle
+from gateway.pipeline.under_way import UnderWay
 from gateway.providers.registry import adapter
 from gateway.server.doors import Current, Doors
 from gateway.server.facades.chat import ChatFacade
@@ -75,6 +76,7 @@ class House:
         self.adapters: Mapping[str, Provider] = {}
         self.panic = Panic()
         self.outputs = Outputs()
+        self.under_way = UnderWay()
         self.lag = 0.0
         self.problem = ""  # of the last reload
         self.over = asyncio.Event()  # the drain is done
@@ -211,7 +213,15 @@ class House:
             return state.limiter.wait(target_demands(facts, target, self.outputs))
 
         plan = Planner(Sources(clock.monotonic, clock.now, state.health.standing, wait))
-        settle = Settle(state.limiter, state.ledger, state.health, self.outputs, clock, self.heard)
+        settle = Settle(
+            state.limiter,
+            state.ledger,
+            state.health,
+            self.outputs,
+            self.under_way,
+            clock,
+            self.heard,
+        )
         admit = Admit(state.limiter, self.outputs, self.queue, plan, clock)
         attempt = Attempts(
             adapters,
@@ -250,10 +260,20 @@ class House:
 
     def _gauges(self) -> Gauges:
         return Gauges(
+            inflight_requests=lambda: self._of_chains(self.under_way.requests),
+            inflight_attempts=lambda: {
+                target.name: self.under_way.attempts.get(target.name, 0)
+                for target in self.snapshot.targets.values()
+            },
+            queue_depth=lambda: self._of_chains(self.queue.depths()),
             headroom=self._headroom,
             ledger_drift=lambda: self.state.ledger.drift,
             loop_lag=lambda: self.lag,
         )
+
+    def _of_chains(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """Every chain of the file, 0 included."""
+        return {chain.name: counts.get(chain.name, 0) for chain in self.snapshot.chains.values()}
 
     def _headroom(self) -> Iterable[tuple[str, str, float]]:
         """(target, kind, 0..1) of the targets' own accounts."""

@@ -356,6 +356,7 @@ class _Walk(AbstractAsyncContextManager[Answer]):
             raise
         attempt.opened = True
         self._exchange.attempts.append(attempt)
+        steps.settle.under_way.asked(target.name)
         self._spent = json.changed(self._spent, calls=calls)
         if target.id not in self._calls and not self._facts.hints.client_retry:
             steps.health.deposit(target)

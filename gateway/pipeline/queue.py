@@ -77,6 +77,10 @@ class Queue:
     def waiting(self) -> int:
         return len(self._waiters)
 
+    def depths(self) -> dict[str, int]:
+        """How many wait, by chain."""
+        return dict(Counter(waiter.chain for waiter in self._waiters))
+
     def ahead_of(self, chain: str, demands: Sequence[Demand]) -> Refusal | None:
         """Whether somebody waits already for one of these accounts, or for any target of it."""
         wanted = {demand.account.id for demand in demands}

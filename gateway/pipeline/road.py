@@ -42,6 +42,7 @@ class Road:
             exchange.streaming = request.stream
             facts = exchange.facts = gather(call, principal, request, self.snapshot)
             exchange.chain_name = facts.chain.name
+            self.settle.under_way.began(exchange.chain_name)
             voice = self.facade.voice(request)
             if request.stream:
                 keepalive = facts.chain.keepalive

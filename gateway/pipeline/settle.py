@@ -13,6 +13,7 @@ from gateway.core.ports import Health, Ledger, Limiter
 from gateway.core.target import Cause
 from gateway.core.usage import NOTHING, UNKNOWN, Cost, Usage, in_force
 from gateway.pipeline.estimate import Outputs, tokens_of
+from gateway.pipeline.under_way import UnderWay
 from gateway.wire import json
 
 CLIENT_CLOSED = 499  # nginx's number for a caller that left; it never reaches anybody
@@ -30,6 +31,7 @@ class Settle:
     ledger: Ledger
     health: Health
     outputs: Outputs
+    under_way: UnderWay
     clock: Clock
     heard: Callable[[Event], None]
 
@@ -46,6 +48,8 @@ class Settle:
         elif not exchange.finished and exchange.status != INTERNAL:
             exchange.status = CLIENT_CLOSED
         self._give_back(exchange)
+        if exchange.facts is not None:
+            self.under_way.ended(exchange.chain_name)
         self.heard(RequestEnded(exchange, self.clock.now()))
 
     def attempt(self, exchange: Exchange, attempt: Attempt) -> None:
@@ -53,6 +57,7 @@ class Settle:
         if attempt.closed:
             return
         attempt.closed = True
+        self.under_way.answered(attempt.target.name)
         if attempt.ended is None:
             attempt.ended = self.clock.monotonic()
         attempt.usage = self._usage(exchange, attempt)

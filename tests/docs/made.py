@@ -4,6 +4,7 @@
 `<!-- made: NAME -->` and `<!-- end -->`.
 """
 
+import ast
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -44,7 +45,7 @@ MEANINGS: Mapping[Cause, str] = {
     Cause.QUOTA: "the account there has no money or plan left",
     Cause.AUTH: "the provider refuses our key",
     Cause.OVERLOADED: "the provider is full: 503, 529 and the like",
-    Cause.SERVER_ERROR: "any other 5xx, and redirects",
+    Cause.SERVER_ERROR: "any other 5xx; also a redirect, which is not tried again",
     Cause.MODEL_GONE: "there is no such model there",
     Cause.CONTEXT_LENGTH: "the prompt is too long for this model",
     Cause.UNABLE: "it cannot do this, or refuses a parameter",
@@ -60,6 +61,34 @@ def causes() -> str:
         for cause, way in WAY_ON.items()
     ]
     return table(("cause", "what happened", "same target again", "next target", "aftermath"), rows)
+
+
+# The map of modules (architecture.md)
+
+ROOMS: Mapping[str, str] = {
+    "pipeline": "the road, one verb a file",
+    "providers": "pure translation: no socket, no clock",
+    "transport": "the sockets to providers, one timer an attempt, which addresses may be dialled",
+    "state": "limits, ledger, keys, health, stories: memory and one SQLite file",
+    "telemetry": "listens to what the road says",
+    "config": "from YAML to a frozen `Snapshot`, with every mistake at once",
+    "client": "a small client of our own API, for the command line",
+    "server": "two listeners over aiohttp's parser; one boundary where failures are spelled",
+    "app": "wiring, reload and drain; what operators see; whether traffic may come",
+    "core": "frozen types, and the doors rooms meet in",
+    "wire": "JSON, server-sent events, the shapes of the public API",
+}
+NO_ROOM = {"cli"}  # one file a command: quickstart.md has them all
+
+
+def modules() -> str:
+    rows = []
+    for room, told in ROOMS.items():
+        folder = ROOT / "gateway" / room
+        names = [f"`{path.stem}`" for path in sorted(folder.glob("*.py")) if path.stem[0] != "_"]
+        names += [f"`{path.parent.name}/`" for path in sorted(folder.glob("*/__init__.py"))]
+        rows.append((f"`{room}`", ", ".join(names), told))
+    return table(("room", "modules", "what they do"), rows)
 
 
 # Commands (quickstart.md)
@@ -97,15 +126,27 @@ def _merged(known: tuple[Route, ...]) -> Iterator[Route]:
 
 # Metrics (metrics.md)
 
-WIRED = Gauges(headroom=lambda: (), ledger_drift=lambda: 0, loop_lag=lambda: 0.0)
-"""What `gateway.app` hands over; test_reference.py compares with a running gateway."""
+
+def wired() -> Gauges:
+    """As `gateway.app` hands them over: only what stands there is ever exposed."""
+    tree = ast.parse((ROOT / "gateway/app/house.py").read_text())
+    call = next(
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "Gauges"
+    )
+    looks: dict[str, Any] = {"ledger_drift": lambda: 0, "loop_lag": lambda: 0.0}
+    looks["headroom"] = tuple
+    return Gauges(**{word.arg: looks.get(word.arg, dict) for word in call.keywords if word.arg})
 
 
 def metrics() -> str:
     """Every metric a gateway exposes."""
     rows = [
         (f"`{name_of(family)}`", family.type, ", ".join(family._labelnames), family.documentation)
-        for family in Metrics("0", WIRED).collect()
+        for family in Metrics("0", wired()).collect()
     ]
     return table(("metric", "type", "labels", "what it is"), sorted(rows))
 
@@ -262,6 +303,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "commands": commands,
     "keys": keys,
     "metrics": metrics,
+    "modules": modules,
     "routes": routes,
 }
 

@@ -26,6 +26,7 @@ ELSEWHERE = {
     "gateway/clock.py": "tests/integration/test_fallback.py",
     "gateway/core/attempt.py": "tests/unit/pipeline/test_attempt.py",
     "gateway/core/plan.py": "tests/unit/pipeline/test_plan.py",
+    "gateway/core/principal.py": "tests/unit/config/test_resolve.py",
     "gateway/core/request.py": "tests/unit/server/facades/test_chat.py",
     "gateway/core/snapshot.py": "tests/unit/config/test_resolve.py",
     "gateway/core/story.py": "tests/unit/telemetry/test_logs.py",

@@ -32,6 +32,7 @@ from gateway.pipeline.plan import Planner, Sources
 from gateway.pipeline.queue import Queue
 from gateway.pipeline.road import Road
 from gateway.pipeline.settle import Settle
+from gateway.pipeline.under_way import UnderWay
 from gateway.state.embedded.health import LocalHealth
 from gateway.state.embedded.limiter import EmbeddedLimiter
 from gateway.wire import json
@@ -584,8 +585,15 @@ class World:
             target_demands(facts, target, self.outputs)
         )
         self.plan = Planner(Sources(clock.monotonic, clock.now, self.health.standing, wait))
+        self.under_way = UnderWay()
         self.settle = Settle(
-            self.limiter, self.ledger, self.health, self.outputs, clock, self.heard.append
+            self.limiter,
+            self.ledger,
+            self.health,
+            self.outputs,
+            self.under_way,
+            clock,
+            self.heard.append,
         )
         self.queue = Queue(clock, *queue)
         self.limiter.on_room(self.queue.pump)
