@@ -85,6 +85,8 @@ def _cases(names: str) -> list[Case]:
 
 
 def _compare(rig: Rig, cases: list[Case], asked: argparse.Namespace) -> int:
+    command = " ".join(["bench/overhead.py", *sys.argv[1:]]).replace(" --write", "")
+    told = facts(rig.placed, command)  # of what was started, not of what is there at the end
     began = time.monotonic()
     for server in rig.servers[1:]:
         for case in WARM_UP:
@@ -97,10 +99,8 @@ def _compare(rig: Rig, cases: list[Case], asked: argparse.Namespace) -> int:
                 row = rig.measure(server, case, asked.seconds, asked.warm)
                 rows.append({"case": case.name, "server": server.name, "round": turn, **row})
     _say("")
-    books = [f"Books of {s.name}: {told}.  " for s in rig.servers if (told := s.account())]
+    books = [f"Books of {s.name}: {book}.  " for s in rig.servers if (book := s.account())]
     table = [row_of(case, rows, server.name) for case in cases for server in rig.servers]
-    command = " ".join(["bench/overhead.py", *sys.argv[1:]]).replace(" --write", "")
-    told = facts(rig.placed, command)
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     block = markdown(cases, table, rig.servers, headline(told, when))
     block = "\n".join([*(f"Note: {note}.  " for note in rig.notes), block + "  ", *books]).rstrip()
@@ -108,7 +108,7 @@ def _compare(rig: Rig, cases: list[Case], asked: argparse.Namespace) -> int:
     _keep(told | {"when": when}, rig.servers, table, rows)
     if asked.write:
         write_into(HERE / "README.md", block)
-    wrong = any(row["errors"] for row in rows) or any("DO NOT AGREE" in told for told in books)
+    wrong = any(row["errors"] for row in rows) or any("DO NOT AGREE" in book for book in books)
     return 1 if wrong else 0
 
 

@@ -15,6 +15,7 @@ from gateway.app.source import Source
 from gateway.clock import Clock
 from gateway.config.load import Loaded
 from gateway.config.mistakes import ConfigError
+from gateway.config.models import Address
 from gateway.core.events import Event, Lifecycle, Reloaded, StateTrouble
 from gateway.core.plan import Facts
 from gateway.core.ports import Facade, Listener, Provider
@@ -72,6 +73,7 @@ class House:
         self.wishes = wishes
         self.loaded: Loaded = source.read()
         self.snapshot: Snapshot = self.loaded.snapshot
+        self._settings = self.loaded.snapshot.server  # of the file at the start
         self.simulator: Upstream | None = None
         self.adapters: Mapping[str, Provider] = {}
         self.panic = Panic()
@@ -84,6 +86,7 @@ class House:
         self._reloading = asyncio.Lock()
         self._ears: tuple[Callable[[Event], None], ...] = ()
         # set by `running`, in this order
+        self._stack: AsyncExitStack
         self.state: EmbeddedState
         self.transport: HttpTransport
         self.metrics: Metrics
@@ -107,8 +110,8 @@ class House:
         """
         settings = self.snapshot.server
         async with AsyncExitStack() as stack:
-            if any(target.kind == "sim" for target in self.snapshot.targets.values()):
-                self.simulator = await stack.enter_async_context(Upstream(clock=self.clock))
+            self._stack = stack
+            await self._simulate(self.snapshot)
             self.state = await stack.enter_async_context(
                 open_state(settings.state_dir, self.snapshot, self.clock, self.heard, JITTER)
             )
@@ -174,10 +177,34 @@ class House:
             try:
                 loaded = await asyncio.to_thread(self.source.read)
             except ConfigError as error:
-                self.problem = str(error)
-                return self._told(Reloaded(self.snapshot.config, self.problem, self.clock.now()))
+                return self._refused(str(error))
+            if exposed := self._exposed(loaded.snapshot):
+                return self._refused(exposed)
+            await self._simulate(loaded.snapshot)
             note = self._swap(loaded)
         return self._told(Reloaded(self.snapshot.config, "", self.clock.now(), note))
+
+    def _refused(self, problem: str) -> Reloaded:
+        self.problem = problem
+        return self._told(Reloaded(self.snapshot.config, problem, self.clock.now()))
+
+    def _exposed(self, snapshot: Snapshot) -> str:
+        """Why this file must not be taken by a process that listens where it does; "" if it may.
+
+        A file without keys is sound with a loopback `listen`, but ours was chosen at the start.
+        """
+        server = self.snapshot.server
+        if not snapshot.keyless or Address(server.host, server.port).loopback:
+            return ""
+        return (
+            f"without keys only a loopback address is served, and {server.host} is listened on"
+            " until a restart; keep keys: in the file, or restart"
+        )
+
+    async def _simulate(self, snapshot: Snapshot) -> None:
+        """The simulator runs from the first target of `kind: sim` on."""
+        if self.simulator is None and any(t.kind == "sim" for t in snapshot.targets.values()):
+            self.simulator = await self._stack.enter_async_context(Upstream(clock=self.clock))
 
     def _swap(self, loaded: Loaded) -> str:
         """New roads; requests under way finish on the old. Returns what has to wait, or ""."""
@@ -187,7 +214,7 @@ class House:
         self.state.use(fixed)
         self.metrics.use(fixed)
         self.current.doors = doors
-        if loaded.snapshot.server == fixed.server:
+        if loaded.snapshot.server == self._settings:  # what the command line says is no change
             return ""
         return "in force, but server and state keep their values until a restart"
 

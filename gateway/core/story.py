@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.core.attempt import Attempt, Exchange
+from gateway.core.plan import Skip
 from gateway.core.usage import Usage
 from gateway.errors import GatewayError
 
@@ -28,6 +29,8 @@ def story(exchange: Exchange, now: float, config: str) -> Mapping[str, Any]:
 
 def _tell(exchange: Exchange, now: float, config: str) -> dict[str, Any]:
     facts, principal, started = exchange.facts, exchange.principal, exchange.started
+    attempts = [_attempt(attempt, started) for attempt in exchange.attempts]
+    skips = exchange.skips
     told: dict[str, Any] = {
         "ts": now,
         "event": "request",
@@ -42,14 +45,11 @@ def _tell(exchange: Exchange, now: float, config: str) -> dict[str, Any]:
         "user": facts.user if facts else None,
         "session": facts.session if facts else None,
         "path": exchange.path(),
-        "attempts": [_attempt(attempt, started) for attempt in exchange.attempts],
-        "skipped": [
-            {"target": skip.target.name, "reason": skip.cause.value, "detail": skip.detail}
-            for skip in exchange.skips
-        ],
-        "queue_ms": round(exchange.waited * 1000),
+        "attempts": attempts,
+        "skipped": [_skip(skip) for skip in skips] if skips else [],
+        "queue_ms": round(exchange.waited * 1000) if exchange.waited else 0,
         "ms": round((exchange.ended - started) * 1000),
-        "cost_usd": exchange.cost.dollars(),
+        "cost_usd": attempts[0]["cost_usd"] if len(attempts) == 1 else exchange.cost.dollars(),
         "config": config,
     }
     served = exchange.served_by
@@ -57,12 +57,16 @@ def _tell(exchange: Exchange, now: float, config: str) -> dict[str, Any]:
         told["target"] = served.target.name
         told["ttft_ms"] = round((served.first_content - started) * 1000)
         if served.usage is not None:
-            told["tokens"] = tokens(served.usage)
+            told["tokens"] = attempts[-1]["tokens"]  # the last served
     if exchange.finish_reason is not None:
         told["finish_reason"] = exchange.finish_reason
     if exchange.error is not None:
         told |= _refusal(exchange.error)
     return told
+
+
+def _skip(skip: Skip) -> dict[str, Any]:
+    return {"target": skip.target.name, "reason": skip.cause.value, "detail": skip.detail}
 
 
 def _refusal(error: GatewayError) -> dict[str, Any]:
@@ -77,29 +81,34 @@ def _refusal(error: GatewayError) -> dict[str, Any]:
 def tokens(usage: Usage) -> dict[str, Any]:
     """The sorts that are not 0; `estimated` when we counted."""
     told: dict[str, Any] = {"input": usage.input, "output": usage.output}
-    if usage.sorted_input or usage.reasoning:
-        for name in ("cached", "cache_write_5m", "cache_write_1h", "reasoning"):
-            if count := getattr(usage, name):
-                told[name] = count
+    if usage.cached:
+        told["cached"] = usage.cached
+    if usage.cache_write_5m:
+        told["cache_write_5m"] = usage.cache_write_5m
+    if usage.cache_write_1h:
+        told["cache_write_1h"] = usage.cache_write_1h
+    if usage.reasoning:
+        told["reasoning"] = usage.reasoning
     if usage.estimated:
         told["estimated"] = True
     return told
 
 
 def _attempt(attempt: Attempt, started: float) -> dict[str, Any]:
-    ended = attempt.ended if attempt.ended is not None else attempt.started
+    began, target = attempt.started, attempt.target
+    ended = attempt.ended if attempt.ended is not None else began
     told: dict[str, Any] = {
-        "target": attempt.target.name,
-        "key": attempt.target.key,
+        "target": target.name,
+        "key": target.key,
         "kind": attempt.kind,
         "outcome": attempt.outcome,
         "status": attempt.status,
-        "at_ms": round((attempt.started - started) * 1000),
-        "ms": round((ended - attempt.started) * 1000),
+        "at_ms": round((began - started) * 1000),
+        "ms": round((ended - began) * 1000),
         "cost_usd": attempt.cost.dollars(),
     }
     if attempt.first_content is not None:
-        told["first_content_ms"] = round((attempt.first_content - attempt.started) * 1000)
+        told["first_content_ms"] = round((attempt.first_content - began) * 1000)
     if attempt.usage is not None:
         told["tokens"] = tokens(attempt.usage)
     if attempt.failure is not None:

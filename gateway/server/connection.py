@@ -254,8 +254,15 @@ class Connection(BaseProtocol):
     async def _serve(self) -> None:
         """Answer what comes, in order, until the connection ends."""
         try:
-            while await self._answer_next():
-                pass
+            while True:
+                if not self._items:
+                    self._wake = self._loop.create_future()
+                    try:
+                        await self._wake
+                    finally:
+                        self._wake = None
+                if not await self._answer_next():
+                    return
         except asyncio.CancelledError:
             self._deaf = True
             self.abort()
@@ -264,19 +271,16 @@ class Connection(BaseProtocol):
             raise
 
     async def _answer_next(self) -> bool:
-        """One request; whether another may follow."""
-        if not self._items:
-            self._wake = self._loop.create_future()
-            try:
-                await self._wake
-            finally:
-                self._wake = None
+        """One request, which is here; whether another may follow."""
         item = self._items.popleft()
         if isinstance(item, GatewayError):
             self._port.refuse(self, item)
             self._hang_up()
             return False
-        self._consumed()
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused:
+            self._read_on()
         message, payload = item
         if message.version is not HttpVersion11 and message.version != HttpVersion10:
             self._port.refuse(self, InvalidRequest("HTTP/1.1 is spoken here, and HTTP/1.0."))
@@ -285,7 +289,7 @@ class Connection(BaseProtocol):
         self.busy = True
         keep = await self._port.answer(self, message, payload)
         self.busy = False
-        if self.writing_paused:
+        if self._paused:
             await self.flushed()
         if not payload.is_eof():
             self._hang_up()
@@ -293,14 +297,15 @@ class Connection(BaseProtocol):
         if not keep or (self._last and not self._items):
             self._close()
             return False
-        self._idle()
+        self._arrived = True
+        if not self._items:
+            port = self._port
+            self._due = port.clock.monotonic() + port.bounds.keepalive
         return True
 
-    def _consumed(self) -> None:
-        """A request left the queue: parse on, read on."""
-        if self._parser is not None:
-            self._parser.message_consumed()
-        if self._buffer_paused and len(self._items) <= HELD_PIPELINED // 2:
+    def _read_on(self) -> None:
+        """Requests left the queue: parse on, read on."""
+        if len(self._items) <= HELD_PIPELINED // 2:
             self.data_received(b"")
             if len(self._items) < HELD_PIPELINED:
                 self._resume_reading_for_buffer()
@@ -331,11 +336,6 @@ class Connection(BaseProtocol):
             if self._arrived and not self.busy:
                 self._arm(self._half_since + self._port.bounds.head)
         self._arrived = True
-
-    def _idle(self) -> None:
-        self._arrived = True
-        if not self._items:
-            self._due = self._port.clock.monotonic() + self._port.bounds.keepalive
 
     def _arm(self, due: float) -> None:
         if self._alarm is not None:

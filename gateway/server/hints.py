@@ -18,6 +18,8 @@ LONGEST_DURATION = 24 * 3600.0  # seconds
 MOST_TAGS = 8
 MOST_SKIPPED = 32
 REMEMBERED = 2048  # spellings of header names
+MOST_SEEN = 1024  # values of a header with a key
+LONGEST_SEEN = 512  # bytes of such a value
 
 _DURATION = re.compile(
     rb"(?:(\d{1,4})h)?(?:(\d{1,5})m(?!s))?(?:(\d{1,6})s)?(?:(\d{1,9})ms)?", re.ASCII
@@ -51,9 +53,10 @@ def read_head(headers: Iterable[tuple[bytes, bytes]]) -> Head:
         InvalidRequest: naming the header that is wrong.
     """
     head = Head()
+    readers = _spellings
     for name, value in headers:
         try:
-            read = _spellings[name]
+            read = readers[name]
         except KeyError:
             read = _learn(name)
         if read is not None:
@@ -96,8 +99,16 @@ _spellings: dict[bytes, Read | None] = {}
 
 
 def _key(header: str) -> Read:
+    seen: dict[bytes, str] = {}  # values shown often
+
     def read(head: Head, value: bytes) -> None:
-        token = token_of(header, value)
+        token = seen.get(value)
+        if token is None:
+            token = token_of(header, value)
+            if len(value) <= LONGEST_SEEN:
+                if len(seen) >= MOST_SEEN:
+                    seen.clear()
+                seen[value] = token
         if not token:
             return
         known = head.token
@@ -170,7 +181,7 @@ def _word(**words: object) -> Callable[[bytes], Any]:
 
 
 def _length(head: Head, value: bytes) -> None:
-    head.length = int(value) if value.isdigit() and len(value) < 19 else -1
+    head.length = int(value) if len(value) < 19 and value.isdigit() else -1
 
 
 def _encoding(head: Head, value: bytes) -> None:

@@ -85,10 +85,7 @@ class Outgoing:
         voice = self._voice
         if voice is None:
             raise RuntimeError("write before start")
-        if len(events) == 1:
-            data = voice.say(events[0])
-        else:
-            data = b"".join([voice.say(event) for event in events])
+        data = voice.say(events[0]) if len(events) == 1 else b"".join(map(voice.say, events))
         if not self._stream:
             self._parts.append(data)
             return
@@ -196,11 +193,12 @@ class Outgoing:
         return self._head(200, EVENT_STREAM, headers, size)
 
     def _say(self, data: bytes) -> None:
-        head = b"" if self.begun else self._begin(self._headers)
-        if self._chunked:
-            data = b"%b%x\r\n%b\r\n" % (head, len(data), data)
-        elif head:
-            data = head + data
+        if self.begun:
+            if self._chunked:
+                data = b"%x\r\n%b\r\n" % (len(data), data)
+        else:
+            head = self._begin(self._headers)
+            data = b"%b%x\r\n%b\r\n" % (head, len(data), data) if self._chunked else head + data
         if self._alarm is not None:
             self._spoken = self._clock.monotonic()
         self._connection.send(data)

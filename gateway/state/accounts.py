@@ -17,6 +17,7 @@ from typing import Protocol
 from gateway.core.target import Account
 
 WINDOW = 60  # seconds
+WHOLE = float(WINDOW)
 IDLE = 2 * WINDOW  # an account that nobody used for so long may be forgotten
 MICRO = 1_000_000
 MINUTE = 60 * MICRO
@@ -168,9 +169,15 @@ class Requests:
         window = self.window
         if now >= window.leaves:
             window.age(now)
-        if window.settled + n > account.limit:
+        settled = window.settled + n
+        if settled > account.limit:
             return None
-        return window.add(now, n)
+        if now >= window.turns:
+            return window.add(now, n)
+        window.settled = settled  # `add` within the same second, without its frame
+        bucket = window.newest
+        bucket[1] += n
+        return bucket
 
     def undo(self, now: float, n: int, mark: Mark) -> None:
         if isinstance(mark, list):
@@ -204,7 +211,8 @@ class Requests:
         if not settled:
             return account.limit, 0.0
         left = account.limit - settled
-        return max(0, left), window.turns + WINDOW - now
+        reset = window.turns + WINDOW - now
+        return (left, reset) if left > 0 else (0, reset)
 
     def idle(self, now: float) -> bool:
         full = self.meter is not None and self.meter.tat / MICRO + IDLE > now
@@ -255,8 +263,12 @@ class Tokens:
         window = self.window
         if now >= window.leaves:
             window.age(now)
-        if used:
-            window.add(now, used)
+        if now >= window.turns:
+            if used:
+                window.add(now, used)
+        else:
+            window.settled += used  # `add` within the same second, without its frame
+            window.newest[1] += used
 
     def wait(self, now: float, n: int, account: Account) -> float:
         """Exact while only settled use is in the way; nobody knows when a hold will end.
@@ -279,10 +291,12 @@ class Tokens:
         window = self.window
         if now >= window.leaves:
             window.age(now)
-        left = account.limit - window.settled - self.held
-        if self.held:
-            return max(0, left), float(WINDOW)
-        return max(0, left), window.turns + WINDOW - now if window.settled else 0.0
+        held = self.held
+        left = account.limit - window.settled - held
+        if held:
+            return (left, WHOLE) if left > 0 else (0, WHOLE)
+        reset = window.turns + WINDOW - now if window.settled else 0.0
+        return (left, reset) if left > 0 else (0, reset)
 
     def idle(self, now: float) -> bool:
         return not self.held and self.window.idle(now)
@@ -322,8 +336,11 @@ class Slots:
         return min(max(self.lasts / max(1, self.held), 0.05), LONGEST_GUESS)
 
     def left(self, now: float, account: Account) -> tuple[int, float]:
-        whole = min(self.lasts, LONGEST_GUESS) if self.held else 0.0
-        return max(0, account.limit - self.held), whole
+        held = self.held
+        if not held:
+            return account.limit, 0.0
+        left, whole = account.limit - held, min(self.lasts, LONGEST_GUESS)
+        return (left, whole) if left > 0 else (0, whole)
 
     def idle(self, now: float) -> bool:
         return not self.held and self.touched + IDLE <= now

@@ -30,6 +30,7 @@ ROLL = 64 * 1024 * 1024
 MOST = 2**53  # no number in a line is larger: beyond it JSON readers and SQLite's sums give in
 PIECE = 1024 * 1024
 LOST = "worker_lost"
+LIVE = 10_000  # endings kept in memory for whoever ships them; beyond it they are read again
 
 Counts = tuple[int, int, int, int, int, int, int, int, bool]  # the fields of Usage
 
@@ -124,6 +125,9 @@ class Journal:
         self._open: dict[str, Opening] = {}
         self._tokens: dict[str, int] = {}
         self._pending: list[bytes] = []
+        self._endings: list[Final] = []  # since `taken`
+        self._written = 0  # so many of them are in the file
+        self._whole = True  # none of them is missing
         self._scheduled = False
         self._broken = False  # the last write failed
         self._torn = False  # and left half a line that could not be cut off
@@ -142,12 +146,17 @@ class Journal:
     def open(self, opening: Opening) -> None:
         """Raises gateway.errors.Overloaded: `store_unavailable`, nothing was written."""
         self._seq += 1
-        pending = self._pending
-        pending.append(_line(("A", self._seq, tuple(opening))))
+        attempt_id = opening.attempt_id
+        values = ("A", self._seq, tuple(opening))
         try:
-            self._write(b"\n".join(pending) + b"\n")
+            line = json.dumps(values) + b"\n"
+        except TypeError:
+            line = _line(values)
+            opening = Opening(*_clean(values[2]))  # as whoever reads it will know it
+        pending = self._pending
+        try:
+            self._write(b"".join((*pending, line)) if pending else line)
         except OSError as error:
-            pending.pop()
             self._trouble("open", error)
             raise Overloaded(
                 "The gateway cannot write its journal, so nothing was sent; try again shortly.",
@@ -155,7 +164,7 @@ class Journal:
                 retry_after=1.0,
             ) from None
         pending.clear()
-        self._open[opening.attempt_id] = opening
+        self._open[attempt_id] = opening
 
     def checkpoint(self, attempt_id: str, tokens: int) -> None:
         if attempt_id not in self._open:
@@ -167,25 +176,41 @@ class Journal:
 
     def close(self, line: Line) -> None:
         """Said twice, or for an attempt that was never opened: nothing happens."""
-        if self._open.pop(line.attempt_id, None) is None:
+        attempt_id = line.attempt_id
+        opening = self._open.pop(attempt_id, None)
+        if opening is None:
             return
-        self._tokens.pop(line.attempt_id, None)
-        self._seq += 1
-        usage = line.usage
-        self._append(
-            _line(
-                (
-                    "S", self._seq, line.attempt_id, line.at,
-                    (
-                        usage.input, usage.output, usage.cached, usage.cache_write_5m,
-                        usage.cache_write_1h, usage.reasoning, usage.audio_input,
-                        usage.audio_output, usage.estimated,
-                    ),
-                    line.nano_usd, line.price_id, line.flags, line.outcome, line.status,
-                    line.upstream_ms, line.first_content_ms,
-                )
-            )
-        )  # fmt: skip
+        self._tokens.pop(attempt_id, None)
+        self._seq = seq = self._seq + 1
+        values = ("S", seq, attempt_id, line.at, json.fields(line.usage), *line[3:])
+        try:
+            ending = json.dumps(values) + b"\n"
+        except TypeError:
+            ending = _line(values)
+            self._lose()
+        if len(self._endings) >= LIVE:
+            self._lose()
+        if self._whole:
+            self._endings.append(tuple.__new__(Final, (seq, opening, line)))
+        self._append(ending)
+
+    def taken(self) -> list[Final] | None:
+        """The endings written since the last time, for whoever has read `parts` until then.
+
+        None: they were too many to keep, or cannot be kept as they are: read `parts`.
+        """
+        endings, written, whole = self._endings, self._written, self._whole
+        self._endings, self._written = endings[written:], 0
+        if not whole:
+            self._whole = not self._pending
+            return None
+        return endings if written == len(endings) else endings[:written]
+
+    def _lose(self) -> None:
+        """What is written has to be read instead."""
+        self._endings.clear()
+        self._written = 0
+        self._whole = False
 
     def flush(self) -> bool:
         """Write what waits; False: the disk refused, it stays and is tried again."""
@@ -193,7 +218,7 @@ class Journal:
         if not self._pending:
             return True
         try:
-            self._write(b"\n".join(self._pending) + b"\n")
+            self._write(b"".join(self._pending))
         except OSError as error:
             self._trouble("write", error)
             return False
@@ -215,7 +240,7 @@ class Journal:
         for attempt_id, tokens in self._tokens.items():
             self._seq += 1
             lines.append(_line(("C", self._seq, attempt_id, tokens)))
-        first = b"".join(line + b"\n" for line in lines)
+        first = b"".join(lines)
         try:
             fd, path = _begin(self._folder, self.worker, self._number + 1, first)
         except OSError as error:
@@ -260,6 +285,13 @@ class Journal:
         self._full.clear()
 
     def _append(self, line: bytes) -> None:
+        if self._later is None and not self._pending:
+            try:
+                self._write(line)
+            except OSError as error:
+                self._pending.append(line)
+                self._trouble("write", error)
+            return
         self._pending.append(line)
         if self._later is None:
             self.flush()
@@ -285,6 +317,7 @@ class Journal:
         self._size += done
         self._dirty = True
         self._broken = self._torn = False
+        self._written = len(self._endings)
 
     def _trouble(self, op: str, error: OSError) -> None:
         self._broken = True
@@ -490,9 +523,9 @@ def _restore(fd: int, size: int) -> int:
 
 def _line(values: tuple[Any, ...]) -> bytes:
     try:
-        return json.dumps(values)
+        return json.dumps(values) + b"\n"
     except TypeError:  # a lone surrogate, or an integer beyond 64 bits
-        return json.dumps(_clean(values))
+        return json.dumps(_clean(values)) + b"\n"
 
 
 def _clean(value: Any) -> Any:

@@ -91,10 +91,12 @@ class RequestLog:
             self._thread.join(timeout=2.0)  # a blocked stdout must not hold the end up
 
     def heard(self, event: Event) -> None:
-        if self._silent or isinstance(event, AttemptEnded):
+        if self._silent:
             return
-        now = event.now if isinstance(event, RequestEnded | Reloaded) else self._clock.now()
-        self._keep(event, now)
+        if isinstance(event, RequestEnded):
+            self._keep(event, event.now)
+        elif not isinstance(event, AttemptEnded):
+            self._keep(event, event.now if isinstance(event, Reloaded) else self._clock.now())
 
     def say(self, line: Line) -> None:
         """A line of our own words: `event` of the closed list, no secret in it."""
@@ -106,8 +108,9 @@ class RequestLog:
         lines: list[str] = []
         while self._waiting and len(lines) < self._kept:
             what, now, config = self._waiting.popleft()
-            line: Line = {"ts": "", "level": "", "event": ""}  # what comes first in the line
-            line |= what if isinstance(what, dict) else line_of(what, now, config)
+            told = what if isinstance(what, dict) else line_of(what, now, config)
+            # what comes first in the line
+            line: Line = {"ts": "", "level": "", "event": "", **told}
             line["ts"] = self._moment(now)
             lines.append(self._render(line))
         if (dropped := self.dropped - self._told) > 0:
@@ -214,10 +217,10 @@ def foreign_line(record: logging.LogRecord) -> Line:
 _LIFE = {"started": "start", "draining": "drain", "stopped": "stop"}
 
 
-def line_of(event: Event, now: float, config: str) -> Line:
-    """What an event says in the log."""
+def line_of(event: Event, now: float, config: str) -> Mapping[str, Any]:
+    """What an event says in the log; a request's story is shared."""
     if isinstance(event, RequestEnded):
-        return dict(story(event.exchange, now, config))
+        return story(event.exchange, now, config)
     return _other_line(event)
 
 

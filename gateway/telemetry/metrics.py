@@ -153,9 +153,12 @@ class PairCell:
         tokens = self.tokens
         tokens[0] += usage.input
         tokens[1] += usage.output
-        tokens[2] += usage.cached
-        tokens[3] += usage.cache_write_5m + usage.cache_write_1h
-        tokens[4] += usage.reasoning
+        if usage.cached:
+            tokens[2] += usage.cached
+        if written := usage.cache_write_5m + usage.cache_write_1h:
+            tokens[3] += written
+        if usage.reasoning:
+            tokens[4] += usage.reasoning
 
 
 class TargetCell:
@@ -262,11 +265,15 @@ class Metrics(Collector):
             self._thread = threading.get_ident()
 
     def heard(self, event: Event) -> None:
-        if isinstance(event, RequestEnded):
-            self._request(event.exchange)
-        elif isinstance(event, AttemptEnded):
+        if isinstance(event, AttemptEnded):
             self._attempt(event.exchange, event.attempt)
-        elif isinstance(event, BreakerMoved):
+        elif isinstance(event, RequestEnded):
+            self._request(event.exchange)
+        else:
+            self._rare(event)
+
+    def _rare(self, event: Event) -> None:
+        if isinstance(event, BreakerMoved):
             self._breaker(event)
         elif isinstance(event, Reloaded):
             self._reload_ok = 0 if event.problem else 1
@@ -319,11 +326,8 @@ class Metrics(Collector):
             self._refused(cell, exchange)
 
     def _answered(self, cell: ChainCell, exchange: Exchange, name: str, passed: float) -> None:
-        fallback = 0
-        for tried, _ in exchange.trail:
-            if tried != name:
-                fallback = 1
-        cell.answers[fallback] += 1
+        fallback = exchange.trail and any(tried != name for tried, _ in exchange.trail)
+        cell.answers[1 if fallback else 0] += 1
         for attempt in exchange.attempts:
             if attempt.ended is not None:
                 passed -= attempt.ended - attempt.started

@@ -1,8 +1,9 @@
-"""The sockets to the providers, over aiohttp's connection pool and parser.
+"""The sockets to the providers, dialled by aiohttp (names, happy eyeballs, TLS).
 
 Its session, request and response objects are left out: cookies, redirects, proxies, retries and
 timeouts would have to be switched off one by one, and a task a request writes what one write can;
-without them a request costs 40 % less. A `Watchdog` has the only clock.
+nor is its pool used, and its parser only for what is unusual (`gateway.transport.line`): a
+request costs less than half without them. A `Watchdog` has the only clock.
 
 Two pools: one dials public addresses only, one those of targets with `allow_private`, so that no
 connection is lent across.
@@ -10,38 +11,29 @@ connection is lent across.
 
 import asyncio
 from collections.abc import Mapping
-from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest
 from aiohttp.http_exceptions import ContentLengthError, HttpProcessingError
-from aiohttp.http_parser import RawResponseMessage
-from aiohttp.streams import StreamReader
 from yarl import URL
 
 from gateway.clock import Clock, Deadline
 from gateway.core.ports import UpstreamRequest
 from gateway.core.target import Cause, Failed, Failure, Timeouts
 from gateway.transport import resolve
+from gateway.transport.line import Answer, Line
 from gateway.transport.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from aiohttp.client_reqrep import ConnectionKey
-    from aiohttp.connector import Connection
-    from aiohttp.tracing import Trace
 
 KEEPALIVE: Final = 30.0  # seconds a connection may lie idle in the pool
-READ_BUFFER: Final = 256 * 1024  # bytes held for a reader that is slow, twice
 MOST_ORIGINS: Final = 4096
-LONGEST_LINE: Final = 16 * 1024  # of an answer's head
-SMALL: Final = 64 * 1024  # a body below it is cheaper copied than sent as a second piece
 
 _NO_TIMEOUTS = aiohttp.ClientTimeout(total=None)
-_attempt: ContextVar["_Sending"] = ContextVar("attempt")
 
 
 class HttpTransport:
@@ -65,7 +57,7 @@ class HttpTransport:
         self._closed = True
         for pool in (self._public, self._private):
             if pool is not None:
-                await pool.close()
+                await pool.close_all()
         self._public = self._private = None
 
     def pool(self, request: UpstreamRequest) -> "_Connector":
@@ -105,6 +97,14 @@ class _Origin(ClientRequest):
         self._key = super().connection_key
         self.path = self.url.raw_path_qs
         self.authority = self.headers["host"]
+        self._pool: _Connector | None = None
+        self._idle: list[Line] = []
+
+    def idle(self, pool: "_Connector") -> list[Line]:
+        """The connections of `pool` that lead here; most origins only ever know one pool."""
+        if self._pool is not pool:
+            self._pool, self._idle = pool, pool.idle(self)
+        return self._idle
 
     @property
     def connection_key(self) -> "ConnectionKey":
@@ -123,31 +123,79 @@ class _Origin(ClientRequest):
         return head.encode()
 
 
-class _Handler(ResponseHandler):
-    """Knows whether anything came since a request was sent over it."""
-
-    heard = False
-
-    def data_received(self, data: bytes) -> None:
-        self.heard = True
-        super().data_received(data)
-
-
 class _Connector(aiohttp.TCPConnector):
-    """Tells the attempt how its connection came about."""
+    """Dials; what it dialled stays lent in its eyes, and lies in a pool of ours between requests.
+
+    The connection that was used last is lent first: the others may grow old.
+    """
 
     def __init__(self, resolver: AbstractResolver | None = None) -> None:
-        super().__init__(limit=0, keepalive_timeout=KEEPALIVE, ttl_dns_cache=10, resolver=resolver)
+        super().__init__(limit=0, ttl_dns_cache=10, resolver=resolver)
         loop = asyncio.get_running_loop()
-        self._factory = lambda: _Handler(loop)  # type: ignore[assignment]
+        self._factory = lambda: Line(loop)  # type: ignore[assignment]
+        self._idle: dict[ConnectionKey, list[Line]] = {}
+        self._sweeping: asyncio.TimerHandle | None = None
 
-    async def _get(self, key: "ConnectionKey", traces: list["Trace"]) -> "Connection | None":
-        attempt = _attempt.get()
-        if attempt.fresh:
-            return None
-        connection = await super()._get(key, traces)
-        attempt.reused = connection is not None
-        return connection
+    def idle(self, origin: "_Origin") -> list[Line]:
+        """Those that lead there and are not in use; always the same list."""
+        return self._idle.setdefault(origin.connection_key, [])
+
+    def lend(self, idle: list[Line]) -> Line | None:
+        """One that was used before and looks alive."""
+        oldest = self._loop.time() - KEEPALIVE
+        while idle:
+            line = idle.pop()
+            if line.usable and line.since >= oldest:
+                return line
+            _discard(line)
+        return None
+
+    async def dial(self, origin: "_Origin") -> Line:
+        connection = await self.connect(origin, [], _NO_TIMEOUTS)
+        line = connection.protocol
+        if not isinstance(line, Line):
+            connection.close()
+            raise aiohttp.ClientConnectionResetError
+        line.connection = connection
+        return line
+
+    def give_back(self, line: Line, idle: list[Line]) -> None:
+        """Its answer is here: it may be lent to others, if all of the request was sent."""
+        socket = line.transport
+        if self._closed or not line.usable or (socket and socket.get_write_buffer_size()):
+            _discard(line)
+            return
+        line.since = self._loop.time()
+        idle.append(line)
+        if self._sweeping is None:
+            self._sweeping = self._loop.call_later(KEEPALIVE, self._sweep)
+
+    async def close_all(self) -> None:
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        await self.close()
+        for idle in self._idle.values():
+            while idle:
+                _discard(idle.pop())
+
+    def _sweep(self) -> None:
+        """Close what lay idle for too long."""
+        self._sweeping = None
+        oldest = self._loop.time() - KEEPALIVE
+        for idle in self._idle.values():
+            kept = [line for line in idle if line.usable and line.since > oldest]
+            old = set(idle).difference(kept)
+            idle[:] = kept
+            for line in old:
+                _discard(line)
+        if any(self._idle.values()):
+            self._sweeping = self._loop.call_later(KEEPALIVE, self._sweep)
+
+
+def _discard(line: Line) -> None:
+    connection, line.connection = line.connection, None
+    if connection is not None:
+        connection.close()
 
 
 class _PublicConnector(_Connector):
@@ -163,8 +211,8 @@ class _Sending:
     """One attempt: the context of `send`, and the reply it gives."""
 
     __slots__ = (
-        "_connection", "_content", "_dog", "_handler", "_limits", "_request", "_socket",
-        "_timeouts", "_transport", "fresh", "headers", "reused", "status",
+        "_answer", "_deadline", "_dog", "_idle", "_line", "_pool", "_request", "_seconds",
+        "_timeouts", "_transport", "headers", "status",
     )  # fmt: skip
 
     def __init__(
@@ -178,13 +226,10 @@ class _Sending:
         self._transport = transport
         self._request = request
         self._timeouts = timeouts
-        self._limits = (seconds, deadline)
-        self._handler: _Handler | None = None
-        self._socket: asyncio.Transport | None = None
-        self._connection: Connection | None = None  # ours until the last byte is here
-        self._content: StreamReader | None = None
-        self.fresh = False  # no pooled connection this time
-        self.reused = False
+        self._seconds = seconds
+        self._deadline = deadline
+        self._line: Line | None = None  # ours until the last byte is here
+        self._answer: Answer | None = None
         self.status = 0
         self.headers: Mapping[str, str] = {}
 
@@ -192,33 +237,32 @@ class _Sending:
         request, transport = self._request, self._transport
         origin, pool = transport.origin(request.url), transport.pool(request)
         head = origin.head(request)
-        seconds, deadline = self._limits
-        self._dog = Watchdog(
-            transport.clock, self._timeouts, seconds, deadline, stream=request.stream
+        self._pool, idle = pool, origin.idle(pool)
+        self._idle = idle
+        dog = self._dog = Watchdog(
+            transport.clock, self._timeouts, self._seconds, self._deadline, stream=request.stream
         )
-        token = _attempt.set(self)
         try:
-            try:
-                message, content = await self._ask(pool, origin, head)
-            except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
-                if not self._was_stale():
-                    raise
-                # The pool lent a connection that was dead already: that is nobody's failure.
-                self._abort()
-                self.fresh = True
-                self._dog.dialling()
-                message, content = await self._ask(pool, origin, head)
+            line = pool.lend(idle)
+            if line is None:
+                answer = await self._ask(await pool.dial(origin), head)
+            else:
+                try:
+                    answer = await self._ask(line, head)
+                except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
+                    if line.heard:
+                        raise
+                    # The pool lent a connection that was dead already: that is nobody's failure.
+                    self._abort()
+                    dog.dialling()
+                    answer = await self._ask(await pool.dial(origin), head)
         except BaseException as error:  # noqa: BLE001 - cancellation may be the watchdog's
             raise self._ended(error, before_head=True) from None
-        finally:
-            _attempt.reset(token)
-        self._content = content
-        self.status = message.code
-        self.headers = headers = {k.lower(): v for k, v in message.headers.items()}
-        content.on_eof(self._give_back)
-        if headers.get("content-encoding", "identity") != "identity":
+        self.status = answer.status
+        self.headers = headers = answer.headers
+        if type(headers) is dict and headers.get("content-encoding", "identity") != "identity":
             self._abort()
-            self._dog.stop()
+            dog.stop()
             raise Failed(Failure(Cause.MALFORMED, "answered compressed, which was not asked for"))
         return self
 
@@ -229,19 +273,19 @@ class _Sending:
         trace: TracebackType | None,
     ) -> None:
         self._dog.stop()
-        self._abort()
+        if self._line is not None:
+            self._abort()
         failure = self._dog.settle(error)
         if failure is not None:
             raise Failed(failure) from None
 
     async def read(self, limit: int) -> bytes:
         """See `gateway.core.ports.UpstreamReply`."""
-        told = self.headers.get("content-length", "")
-        if told.isdigit() and int(told) > limit:
+        if self._answer is not None and self._answer.length > limit:
             raise self._too_long(limit)
         parts: list[bytes] = []
         size = 0
-        async for part in self.chunks():
+        while part := await self.more():
             parts.append(part)
             size += len(part)
             if size > limit:
@@ -260,58 +304,34 @@ class _Sending:
 
     async def more(self) -> bytes:
         """What the next read brings; b"" at the end."""
-        content, dog = self._content, self._dog
-        if content is None:
+        answer, dog = self._answer, self._dog
+        if answer is None:
             raise RuntimeError("a reply is read inside its context")
-        dog.waits()
         try:
-            return await content.readany()
+            data = answer.take()
+            if data is not None:
+                return data
+            dog.waits()
+            try:
+                return await answer.more()
+            finally:
+                dog.rests()
         except BaseException as error:  # noqa: BLE001 - cancellation may be the watchdog's
             raise self._ended(error, before_head=False) from None
-        finally:
-            dog.rests()
 
-    async def _ask(
-        self, pool: "_Connector", origin: "_Origin", head: bytes
-    ) -> tuple[RawResponseMessage, StreamReader]:
-        """Dial, send, and wait for the head."""
-        connection = self._connection = await pool.connect(origin, [], _NO_TIMEOUTS)
+    async def _ask(self, line: Line, head: bytes) -> Answer:
+        """Send, and wait for the head."""
         self._dog.connected()
-        handler, socket = connection.protocol, connection.transport
-        if not isinstance(handler, _Handler) or socket is None or socket.is_closing():
-            raise aiohttp.ClientConnectionResetError
-        self._handler, self._socket = handler, socket
-        handler.heard = False
-        handler.set_response_params(
-            read_until_eof=True,
-            auto_decompress=False,
-            read_bufsize=READ_BUFFER,
-            max_line_size=LONGEST_LINE,
-            max_field_size=LONGEST_LINE,
-        )
-        body = self._request.body
-        if len(body) < SMALL:
-            socket.write(head + body)
-        else:
-            socket.writelines((head, body))
-        while True:
-            message, content = await handler.read()
-            if not 100 <= message.code < 200:
-                return message, content
+        self._line = line
+        answer = self._answer = line.ask(head, self._request.body, self._give_back)
+        await answer.begun()
+        return answer
 
     def _give_back(self) -> None:
-        """The last byte is here: the pool may lend the connection to others, if all was sent."""
-        connection, socket = self._connection, self._socket
-        self._connection = self._socket = None
-        if connection is not None:
-            if socket is not None and socket.get_write_buffer_size():
-                connection.close()
-            else:
-                connection.release()
-
-    def _was_stale(self) -> bool:
-        """Whether the connection came from the pool and not a byte came over it."""
-        return self.reused and self._handler is not None and not self._handler.heard
+        """The last byte is here."""
+        line, self._line = self._line, None
+        if line is not None:
+            self._pool.give_back(line, self._idle)
 
     def _too_long(self, limit: int) -> Failed:
         self._abort()
@@ -335,27 +355,28 @@ class _Sending:
 
         Nothing happens when the connection has gone back to the pool.
         """
-        connection, socket = self._connection, self._socket
-        self._connection = self._socket = None
-        if socket is not None:
-            socket.abort()
-        if connection is not None:
-            connection.close()
+        line, self._line = self._line, None
+        if line is not None:
+            if self._answer is not None:
+                self._answer.forget()
+            if line.transport is not None:
+                line.transport.abort()
+            _discard(line)
 
 
 class _Chunks:
     """The body as it comes: one read, one chunk."""
 
-    __slots__ = ("_reply",)
+    __slots__ = ("_more",)
 
     def __init__(self, reply: _Sending) -> None:
-        self._reply = reply
+        self._more = reply.more
 
     def __aiter__(self) -> "_Chunks":
         return self
 
     async def __anext__(self) -> bytes:
-        data = await self._reply.more()
+        data = await self._more()
         if not data:
             raise StopAsyncIteration
         return data

@@ -43,16 +43,19 @@ class Watchdog:
         self._seconds = seconds
         self._stream = stream
         self._deadline = deadline.at
-        self._limit = min(now + seconds, deadline.at)
+        limit = now + seconds
+        limit = min(limit, deadline.at)
+        self._limit = limit
         self._idle: float | None = None  # None: content is still to come
         self._left = 0.0  # of idle, when nobody waits
         self._since: float | None = None  # somebody waits for bytes since then
         self._failure: Failure | None = None  # it has fired
         self._settled = False
         self._phase = Cause.CONNECT
-        self._due = min(now + timeouts.connect, self._limit)
-        self._armed = self._due
-        self._cancel: Callable[[], None] | None = clock.call_at(self._due, self._fire)
+        due = now + timeouts.connect
+        due = min(due, limit)
+        self._due = self._armed = due
+        self._cancel: Callable[[], None] | None = clock.call_at(due, self._fire)
 
     def dialling(self) -> None:
         """A connection is being made anew."""
@@ -80,7 +83,11 @@ class Watchdog:
         """Upstream's bytes are awaited from now on."""
         if self._idle is not None:
             self._since = now = self._clock.monotonic()
-            self._until(min(now + self._left, self._deadline))
+            due = now + self._left
+            due = min(due, self._deadline)
+            self._due = due
+            if due < self._armed or self._cancel is None:
+                self._until(due)
 
     def rests(self) -> None:
         """They are not awaited any more: they came, or the road is busy elsewhere."""

@@ -18,6 +18,7 @@ UNSET = msgspec.UNSET
 UnsetType = msgspec.UnsetType
 Decoder = msgspec.json.Decoder
 changed = msgspec.structs.replace  # a Struct with some fields set anew
+fields = msgspec.structs.astuple  # the values of a Struct, in order
 
 T = TypeVar("T")
 

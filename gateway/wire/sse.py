@@ -22,6 +22,11 @@ class Splitter:
         self._carriage = False  # the last byte was CR: an LF that follows belongs to it
         self._fresh = True  # nothing was cut yet: a BOM may stand at the very start
 
+    @property
+    def between(self) -> bool:
+        """Whether the last byte ended an event, so that the next one begins another."""
+        return not (self._rest or self._carriage or self._fresh)
+
     def feed(self, data: bytes) -> list[bytes]:
         """The data of every event that these bytes end, in order.
 

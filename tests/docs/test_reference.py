@@ -5,7 +5,6 @@ import http.client
 import inspect
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest

@@ -121,7 +121,7 @@ class Found:
     nano_usd: int = 0
 
 
-def audit(  # noqa: C901 - one promise after the other
+def audit(
     books: Books,
     calls: Iterable[Call],
     heard: Iterable[Heard],
@@ -130,8 +130,7 @@ def audit(  # noqa: C901 - one promise after the other
 ) -> Found:
     """Every row explained, every call booked, every sum the sum of its parts.
 
-    Args:
-        untold: faults after which the upstream's own figures are not known.
+    After a fault that is `untold` the upstream's own figures are not known to anybody but it.
     """
     found = Found(rows=len(books.rows))
     bills = Bill.of(calls)

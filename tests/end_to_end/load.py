@@ -76,11 +76,9 @@ class Heard:
             self.good = "choices" in told
             return
         for line in body.split(b"\n"):
-            if line == b"data: [DONE]\r" or line == b"data: [DONE]":
+            if line == b"data: [DONE]":
                 self.good = True
-            elif line.startswith((b'data: {"error"', b"data: {")) and (
-                b'"usage"' in line or b'"error"' in line
-            ):
+            elif line.startswith(b"data: {") and (b'"usage"' in line or b'"error"' in line):
                 self._learn(json.loads(line[6:]))
 
     def _learn(self, told: Any) -> None:
@@ -91,7 +89,7 @@ class Heard:
 
 
 class Connection(asyncio.Protocol):
-    """One question at a time. `last_byte` is called in the very turn an answer is whole."""
+    """One question at a time."""
 
     def __init__(self, last_byte: Callable[[], None]) -> None:
         self._last_byte = last_byte
@@ -162,11 +160,16 @@ def unchunked(data: bytes) -> bytes:
 
 @dataclass
 class Load:
-    """`callers` ask at once, each one thing after the other: what `mix` says for its number."""
+    """`callers` ask at once, each one thing after the other (or `once`).
+
+    What is asked, `mix` says: of a name, the number of the caller and `rng`. `last_byte` is called
+    in the very turn an answer is whole.
+    """
 
     callers: int
     mix: Callable[[str, int, random.Random], Ask]
     rng: random.Random
+    once: bool = False
     heard: list[Heard] = field(default_factory=list)
     last_byte: Callable[[], None] = lambda: None
     _asked: int = 0
@@ -190,7 +193,9 @@ class Load:
         connection: Connection | None = None
         loop = asyncio.get_running_loop()
         try:
-            while not self._over:
+            asked = 0
+            while not asked or not (self._over or self.once):
+                asked += 1
                 self._asked += 1
                 ask = self.mix(f"q{self._asked}", caller, self.rng)
                 heard = Heard(ask, time.monotonic())

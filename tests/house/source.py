@@ -75,7 +75,11 @@ def reached(path: Path) -> set[Path]:
 
 
 def tracked() -> list[Path]:
-    """The files git knows or would take, as long as they exist."""
+    """The files git knows or would take; without git, what a release holds."""
+    if not (ROOT / ".git").exists():
+        folders = ("gateway", "chaos", "tests", "docs", "config", "bench")
+        inside = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+        return [path for path in [*ROOT.glob("*.*"), *inside] if path.is_file()]
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,

@@ -160,7 +160,7 @@ REGISTRY = re.compile(
     r"https?://[\w.-]*(?:[a]rtifactory|[n]exus|[j]frog|[p]ypi|[p]ythonhosted|[r]egistry|[m]irror"
     r"|[p]roxy)[\w.-]*\.[a-z]{2,}"
 )
-BINARY = {".png", ".ico", ".gz", ".sqlite3"}
+BINARY = {".png", ".ico", ".gz", ".sqlite3", ".pyc"}
 
 
 def test_no_file_names_the_machine_it_was_written_on() -> None:

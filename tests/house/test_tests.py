@@ -33,6 +33,7 @@ ELSEWHERE = {
     "gateway/core/target.py": "tests/unit/config/test_resolve.py",
     "gateway/core/usage.py": "tests/unit/pipeline/test_settle.py",
     "gateway/errors.py": f"{SERVER}/test_openai_sdk.py",
+    "gateway/transport/line.py": "tests/unit/transport/test_http.py",
     "gateway/server/admin.py": f"{SERVER}/test_admin_port.py",
     "gateway/server/connection.py": f"{SERVER}/test_connections.py",
     "gateway/server/credential.py": "tests/unit/server/test_hints.py",

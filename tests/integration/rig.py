@@ -1,5 +1,6 @@
 """What these tests share: a gateway that confesses its mistakes, a socket, its ledger, patience."""
 
+import asyncio
 import contextlib
 import dataclasses
 import json
@@ -93,14 +94,12 @@ class Gateway(Running):
         """Change the file."""
         self.path.write_text(self._head + text)
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
         if error[0] is None:
             assert not self.mistakes, self.mistakes
 
     async def _serve(self) -> None:
-        import asyncio
-
         self._loop.set_exception_handler(lambda _, told: self.mistakes.append(told))
         self._end = asyncio.Event()
         self.house = House(self._source, self._clock, self._wishes)
@@ -128,12 +127,12 @@ class Gateway(Running):
     def last_story(self) -> dict[str, Any]:
         return self.do(lambda: self.house.state.stories.recent(1))[0]
 
-    def admin(
-        self, path: str, method: str = "GET", expect: tuple[int, ...] = (200,)
-    ) -> Any:
+    def admin(self, path: str, method: str = "GET", expect: tuple[int, ...] = (200,)) -> Any:
         """What the admin listener answers; None where it is a 404 that was expected."""
         with Line(self.house.servers.admin_port) as line:
-            line.send(get(path, authorization=f"Bearer {ADMIN_KEY}").replace(b"GET", method.encode(), 1))
+            line.send(
+                get(path, authorization=f"Bearer {ADMIN_KEY}").replace(b"GET", method.encode(), 1)
+            )
             told = line.answer(method)
         assert told.status in expect, told.body
         return None if told.status == 404 else told.json()
@@ -158,7 +157,8 @@ def until(look: Callable[[], T], seconds: float = 5.0, every: float = 0.005) -> 
 def provider(sim: UpstreamThread, name: str, more: str = "") -> str:
     """A line of `providers:` that leads to the simulator's `name`."""
     url = sim.base_url(name)
-    return f'  {name}: {{kind: openai, base_url: "{url}", allow_http: true, allow_private: true{more}}}\n'
+    said = f'kind: openai, base_url: "{url}", allow_http: true, allow_private: true{more}'
+    return f"  {name}: {{{said}}}\n"
 
 
 # --------------------------------------------------------------------------------- a raw socket

@@ -1,5 +1,6 @@
-"""Every way an upstream fails, met by the whole gateway over sockets: who answers, who is asked,
-who pays, and how soon whoever is no longer needed is let go.
+"""Every way an upstream fails, met by the whole gateway over sockets.
+
+Who answers, who is asked, who pays, and how soon whoever is no longer needed is let go.
 """
 
 import collections
@@ -442,7 +443,7 @@ def hash_of(key):
     return f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
-# --------------------------------------------------------------------------------- which target next
+# ------------------------------------------------------------------------------- which target next
 
 
 def test_a_refused_key_is_set_aside_and_the_other_key_of_the_provider_serves(own, tmp_path):
@@ -584,12 +585,18 @@ def test_with_nobody_else_a_retry_after_is_waited_out_and_not_cut_short(own, tmp
 
 # --------------------------------------------------------------------------------- nobody answers
 
-FAILING = {  # the faults of the two targets; status, type, code, x-should-retry
+FAILING = {  # the faults of the two targets; status, code, x-should-retry
     "both_broken": (faults.server_error(), faults.server_error(), 502, "server_error", "false"),
     "unlike": (faults.server_error(), faults.html(), 502, "chain_exhausted", "false"),
-    "limited_soon": (faults.rate_limited(30), faults.server_error(), 429, "chain_exhausted", "true"),
-    "limited_long": (faults.rate_limited(90), faults.rate_limited(80), 429, "chain_exhausted", "false"),
-    "limited_both": (faults.rate_limited(50), faults.rate_limited(20), 429, "chain_exhausted", "true"),
+    "limited_soon": (
+        faults.rate_limited(30), faults.server_error(), 429, "chain_exhausted", "true",
+    ),
+    "limited_long": (
+        faults.rate_limited(90), faults.rate_limited(80), 429, "chain_exhausted", "false",
+    ),
+    "limited_both": (
+        faults.rate_limited(50), faults.rate_limited(20), 429, "chain_exhausted", "true",
+    ),
     "silent": (faults.silence(), faults.silence(), 504, "timeout", "false"),
     "silent_last": (faults.server_error(), faults.silence(), 504, "chain_exhausted", "false"),
     "full": (faults.overloaded(), faults.overloaded(), 503, "no_healthy_target", "false"),
@@ -608,7 +615,10 @@ TYPES = {
     503: "overloaded_error",
     504: "upstream_error",
 }
-QUICK = "defaults: {answer: 250ms, first_token: 250ms, retry: {same_target: 1, max_wait: 100ms, backoff: 5ms}}\n"
+QUICK = (
+    "defaults: {answer: 250ms, first_token: 250ms,"
+    " retry: {same_target: 1, max_wait: 100ms, backoff: 5ms}}\n"
+)
 
 
 @pytest.mark.parametrize("name", FAILING)
@@ -638,7 +648,7 @@ def test_when_all_fail_the_most_useful_error_is_told(own, tmp_path, name):
                 assert f"{target} {cause}" in error["message"]
 
 
-@pytest.mark.parametrize("first, second, least", [(50, 20, 20), (90, 30, 30), (5, 40, 5)])
+@pytest.mark.parametrize(("first", "second", "least"), [(50, 20, 20), (90, 30, 30), (5, 40, 5)])
 def test_the_soonest_of_all_is_when_to_come_back(own, tmp_path, first, second, least):
     own.set("p", faults.rate_limited(first))
     own.set("f", faults.rate_limited(second))
@@ -654,7 +664,7 @@ def test_the_soonest_of_all_is_when_to_come_back(own, tmp_path, first, second, l
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("name", ["both_broken", "silent", "full", "refused", "theirs_last"])
 def test_the_sdk_with_its_usual_retries_walks_the_chain_once(own, tmp_path, name, stream):
-    first, second, status, code, _ = FAILING[name]
+    first, second, status, *_ = FAILING[name]
     own.set("p", first)
     own.set("f", second)
     with house(own, tmp_path, QUICK + CHAIN) as gateway, sdk(gateway, timeout=20) as client:
@@ -727,8 +737,7 @@ def test_later_targets_keep_their_share_of_the_deadline(own, tmp_path):
     own.set("p", faults.silence())
     own.set("q", faults.no_token())
     text = (
-        "defaults: {first_token: 1400ms}\n"
-        "chains: {smart: {try: [p/m, q/m, f/m], deadline: 2s}}\n"
+        "defaults: {first_token: 1400ms}\nchains: {smart: {try: [p/m, q/m, f/m], deadline: 2s}}\n"
     )
     with house(own, tmp_path, text, names=("p", "q", "f")) as gateway:
         began = time.monotonic()
@@ -852,7 +861,7 @@ def test_a_deadline_in_the_middle_of_a_well_stream_is_told_as_that(own, tmp_path
         assert breaker(gateway) == "closed"
 
 
-# ----------------------------------------------------------------------------------- all of it at once
+# -------------------------------------------------------------------------------- all of it at once
 
 
 def test_in_a_storm_every_caller_gets_one_whole_answer_and_the_bill_agrees(own, tmp_path):

@@ -1,6 +1,6 @@
-"""Limits over sockets: who is refused with what, when coming back helps, and who is not harmed.
+"""Limits over sockets: who is refused with what, when to come back, and who is not harmed.
 
-A minute passes when a test wants it to: the gateway's clock is put forward by what Retry-After says.
+A minute passes when a test wants it to: the gateway's clock is put forward by its Retry-After.
 """
 
 import collections
@@ -19,7 +19,18 @@ from chaos.answers import Manner
 from chaos.upstream import UpstreamThread
 from gateway.clock import SystemClock
 from gateway.state.embedded.keys import KeyStore
-from tests.integration.rig import HEAD, MESSAGES, Gateway, Leaping, Line, ask, chat, post, provider, until
+from tests.integration.rig import (
+    HEAD,
+    MESSAGES,
+    Gateway,
+    Leaping,
+    Line,
+    ask,
+    chat,
+    post,
+    provider,
+    until,
+)
 
 SOON = 0.25
 
@@ -94,32 +105,26 @@ def judge_refusal(answer, code, scope, *says):
 
 
 SCOPES = {
-    "key": ("tiers: {{t: {{limits: {{{limit}}}}}}}\nkeys:\n" + key("k", "tier: t"), None),
-    "team": (
-        "tiers: {{t: {{limits: {{{limit}}}}}}}\nteams: {{us: {{tier: t}}}}\nkeys:\n"
-        + key("k", "team: us"),
-        None,
-    ),
+    "key": "tiers: {t: {limits: {LIMIT}}}\nkeys:\n" + key("k", "tier: t"),
+    "team": "tiers: {t: {limits: {LIMIT}}}\nteams: {us: {tier: t}}\nkeys:\n" + key("k", "team: us"),
     "target": (
-        "targets: {{one: {{model: p/m, limits: {{{limit}}}}}}}\n"
-        "chains: {{smart: [one], both: [one, f/m]}}\nkeys:\n" + key("k", "test: false"),
-        None,
+        "targets: {one: {model: p/m, limits: {LIMIT}}}\n"
+        "chains: {smart: [one], both: [one, f/m]}\nkeys:\n" + key("k", "test: false")
     ),
-    "provider": ("keys:\n" + key("k", "test: false"), "{limit}"),
+    "provider": "keys:\n" + key("k", "test: false"),
 }
 
 
 def limited(scope, limit):
-    text, limits = SCOPES[scope]
-    unbraced = text.replace("{{", "{").replace("}}", "}").replace("{limit}", limit)
-    return unbraced, limits and limit
+    """A file in which the caller `k` meets this limit; and the limits of the provider p."""
+    return SCOPES[scope].replace("LIMIT", limit), limit if scope == "provider" else None
 
 
 def named(scope):
     return {"key": "this API key", "team": "the team 'us'"}.get(scope, "every target")
 
 
-# ---------------------------------------------------------------------------------- each sort of limit
+# ------------------------------------------------------------------------------ each sort of limit
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -301,7 +306,7 @@ def test_too_many_requests_for_the_process_are_a_503_to_come_back_from(sim, tmp_
         assert call(gateway).status == 200
 
 
-# -------------------------------------------------------------------------------------- all or nothing
+# ---------------------------------------------------------------------------------- all or nothing
 
 
 def test_a_refusal_takes_nothing_from_any_account(sim, tmp_path):
@@ -371,48 +376,30 @@ def test_a_slot_comes_back_when_its_caller_leaves(sim, tmp_path, how, stream):
 
 
 def test_a_slot_comes_back_when_its_upstream_is_killed(tmp_path):
-    with UpstreamThread(Manner(gap=0.02, tokens=1000)) as doomed, Line_less() as answers:
-        with house(doomed, tmp_path, ONE_AT_A_TIME, limits="concurrency: 1") as gateway:
-            answers.start(lambda: call(gateway, stream=True))
-            until(lambda: doomed.in_flight())
-            port = doomed.port
-            doomed.close()
-            broken = answers.get()
-            assert json.loads(broken.events[-1])["error"]["code"] == "cut_stream"
-            assert call(gateway).status == 502
-            with UpstreamThread.__new__(UpstreamThread) as again:
-                again.__init__()
-                again.start(port)
-                assert call(gateway).status == 200
-
-
-class Line_less:
-    """One call in a thread."""
-
-    def __enter__(self):
-        self._pool = concurrent.futures.ThreadPoolExecutor(1)
-        return self
-
-    def __exit__(self, *_):
-        self._pool.shutdown()
-
-    def start(self, work):
-        self._done = self._pool.submit(work)
-
-    def get(self):
-        return self._done.result(10)
+    again = UpstreamThread()
+    with (
+        UpstreamThread(Manner(gap=0.02, tokens=1000)) as doomed,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+        house(doomed, tmp_path, ONE_AT_A_TIME, limits="concurrency: 1") as gateway,
+    ):
+        caller = pool.submit(call, gateway, stream=True)
+        until(doomed.in_flight)
+        port = doomed.port
+        doomed.close()
+        broken = caller.result(10)
+        assert json.loads(broken.events[-1])["error"]["code"] == "cut_stream"
+        assert call(gateway).status == 502
+        again.start(port)
+        assert call(gateway).status == 200
+        again.close()
 
 
 # ------------------------------------------------------------------------------------------ waiting
 
-WAITING = (
-    "tiers: {{t: {{limits: {{concurrency: 1}}, when_full: {{wait: {wait}}}, priority: high}}}}\nkeys:\n"
-    + key("k", "tier: t")
-)
-
 
 def waiting(wait):
-    return WAITING.replace("{wait}", wait).replace("{{", "{").replace("}}", "}")
+    limits = f"limits: {{concurrency: 1}}, when_full: {{wait: {wait}}}, priority: high"
+    return f"tiers: {{t: {{{limits}}}}}\nkeys:\n" + key("k", "tier: t")
 
 
 def queued(gateway):
@@ -439,9 +426,7 @@ def test_who_waits_is_served_in_order(sim, tmp_path):
         answers = [line.answer() for line in lines]
         assert [answer.status for answer in answers] == [200] * 6
         assert order(sim)[1:] == [str(n) for n in range(6)]
-        waits = [int(a.headers["x-gateway-time"].partition(";")[0][6:]) for a in answers]
-        assert waits == sorted(waits)
-        assert waits[0] > 0
+        assert all("queue=0;" not in answer.headers["x-gateway-time"] for answer in answers)
         assert sim.max_in_flight("p") == 1
 
 
@@ -491,9 +476,7 @@ def test_a_lower_priority_waits_behind(sim, tmp_path):
 
 
 def test_minute_limits_are_not_waited_for(sim, tmp_path):
-    text = (
-        "tiers: {t: {limits: {rpm: 1}, when_full: {wait: 10s}}}\nkeys:\n" + key("k", "tier: t")
-    )
+    text = "tiers: {t: {limits: {rpm: 1}, when_full: {wait: 10s}}}\nkeys:\n" + key("k", "tier: t")
     with house(sim, tmp_path, text) as gateway:
         assert call(gateway).status == 200
         began = time.monotonic()
@@ -507,13 +490,15 @@ def test_a_full_upstream_is_waited_for_by_those_who_may(sim, tmp_path):
         + key("patient", "tier: patient")
         + key("hasty", "tier: hasty")
     )
-    with house(sim, tmp_path, text, limits="concurrency: 1") as gateway:
-        with contextlib.ExitStack() as stack:
-            with held(sim, gateway, "hasty"):
-                line = line_up(gateway, stack, "patient", 1)
-                answer = call(gateway, "hasty")
-                assert answer.status == 429
-            assert line.answer().status == 200
+    with (
+        house(sim, tmp_path, text, limits="concurrency: 1") as gateway,
+        Line(gateway.port) as line,
+    ):
+        with held(sim, gateway, "hasty"):
+            line.send(post(chat("smart"), x_api_key="patient"))
+            until(lambda: queued(gateway) == 1)
+            assert call(gateway, "hasty").status == 429
+        assert line.answer().status == 200
 
 
 @pytest.mark.parametrize("scope", ["target", "key"])
@@ -549,15 +534,17 @@ def test_a_flooded_key_does_not_starve_another(sim, tmp_path, scope):
         assert sorted(took)[-2] <= 0.5
 
 
-# ---------------------------------------------------------------------------------- tiers, teams, keys
+# ------------------------------------------------------------------------------ tiers, teams, keys
 
 
 def test_a_team_s_limit_is_shared_and_a_tier_s_is_each_key_s_own(sim, tmp_path):
     text = (
-        "tiers: {shared: {limits: {rpm: 5}}, own: {limits: {rpm: 3}}}\nteams: {us: {tier: shared}}\n"
-        "keys:\n" + key("a", "team: us, tier: own") + key("b", "team: us, tier: own")
+        "tiers: {shared: {limits: {rpm: 5}}, own: {limits: {rpm: 3}}}\n"
+        "teams: {us: {tier: shared}}\nkeys:\n"
+        + key("a", "team: us, tier: own")
+        + key("b", "team: us, tier: own")
         + key("c", "tier: own")
-    )  # fmt: skip
+    )
     with house(sim, tmp_path, text) as gateway:
         assert [call(gateway, "a").status for _ in range(3)] == [200] * 3
         judge_refusal(call(gateway, "a"), "rpm_exceeded", "key", "3 requests")

@@ -116,7 +116,7 @@ def config(sim, secret_file):
         "teams: {us: {tier: wide}}\n"
         "keys:\n"
         f'  - {{name: declared, team: us, hash: "sha256:{digest(declared)}"}}\n'
-        f'  - {{name: expired, tier: tight, expires: 2020-01-01, hash: "sha256:{digest(expired)}"}}\n'
+        f'  - {{name: expired, expires: 2020-01-01, hash: "sha256:{digest(expired)}"}}\n'
     )
 
 
@@ -287,7 +287,7 @@ EVERY_FAULT = [
 
 
 def live(gateway, sim, found):
-    """Answers, failures, refusals, hang-ups, a mistake of ours, a bad reload, keys that come and go."""
+    """Answers, failures, refusals, hang-ups, a mistake of ours, bad files, keys made and revoked."""
     for name in OWNERS:
         for stream in (False, True):
             asked(found, gateway, "well", talk(name, stream=stream, **COMPLETED))
@@ -301,7 +301,12 @@ def live(gateway, sim, found):
             for stream in (False, True):
                 rest(gateway)
                 sim.set(name, fault, times=1)
-                asked(found, gateway, "echo", talk(f"{name}-then-well" if stream else name, stream=stream))
+                asked(
+                    found,
+                    gateway,
+                    "echo",
+                    talk(f"{name}-then-well" if stream else name, stream=stream),
+                )
     rest(gateway)
     for fault in EVERY_FAULT:
         rest(gateway)
@@ -408,7 +413,9 @@ def our_own_mistake(gateway, found):
     async def broken(call, reply):
         raise RuntimeError(f"{ENV} {SAID['prompt'].song}")
 
-    gateway.do(lambda: setattr(gateway.house.current, "doors", dataclasses.replace(doors, chat=broken)))
+    gateway.do(
+        lambda: setattr(gateway.house.current, "doors", dataclasses.replace(doors, chat=broken))
+    )
     gateway.do(lambda: gateway._loop.set_exception_handler(None))
     answer = asked(found, gateway, "a mistake of ours", talk("all"))
     assert (answer.status, answer.error["code"]) == (500, "internal")
@@ -455,7 +462,9 @@ def commands(gateway, env):
 
 
 def files(folder, when):
-    return {f"{path.name} ({when})": path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    return {
+        f"{path.name} ({when})": path.read_bytes() for path in folder.iterdir() if path.is_file()
+    }
 
 
 # ------------------------------------------------------------------------------------------- claims
@@ -525,4 +534,3 @@ def test_an_error_of_the_gateway_says_nothing_of_its_cause():
         except ValueError:
             raise GatewayError("Something went wrong.") from None
     assert canary.core not in json.dumps(caught.value.body())
-

@@ -1,4 +1,4 @@
-"""Wrong requests: a clear answer in OpenAI's shape, the right exception of the SDK, nothing sent on.
+"""Wrong requests: a clear answer in OpenAI's shape, the SDK's right exception, nothing sent on.
 
 Then anything at all is sent: never a 500, never a wait without end, never a connection left in
 doubt.
@@ -229,7 +229,9 @@ WRONG = {
         code="override_not_allowed", status=403,
     ),
     # who
-    "no key": Wrong(chat("smart"), "invalid_api_key", None, ("Authorization: Bearer",), 401, key=None),
+    "no key": Wrong(
+        chat("smart"), "invalid_api_key", None, ("Authorization: Bearer",), 401, key=None
+    ),
     "a wrong key": Wrong(chat("smart"), "invalid_api_key", None, ("not valid",), 401, key="wrong"),
     "a mistyped key": Wrong(
         chat("smart"), "invalid_api_key", None, ("not valid",), 401, key="gk_abcdefgh_" + "x" * 50
@@ -478,7 +480,7 @@ def test_an_address_that_guesses_keys_is_held_off_for_a_minute(sim, tmp_path):
         assert knock("right").status == 404
 
 
-# ------------------------------------------------------------------------------------ anything at all
+# ---------------------------------------------------------------------------------- anything at all
 
 FAST = settings(max_examples=120, deadline=None, derandomize=True, database=None)
 WORDS = st.sampled_from([
@@ -597,11 +599,15 @@ def test_any_headers(anything, headers, stream):
 @given(
     st.sampled_from(["GET", "POST", "PUT", "HEAD", "OPTIONS", "TRACE", "PATCH", "X"]),
     st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=30),
-    st.sampled_from(["/", "/v1/", "/v1/models/", "/openai/deployments/", "/openai/v1/", "http://", "*"]),
+    st.sampled_from(
+        ["/", "/v1/", "/v1/models/", "/openai/deployments/", "/openai/v1/", "http://", "*"]
+    ),
 )
 def test_any_path(anything, method, path, prefix):
     with Line(anything.port, seconds=5) as line:
-        line.send(f"{method} {prefix}{path} HTTP/1.1\r\nhost: g\r\ncontent-length: 0\r\n\r\n".encode())
+        line.send(
+            f"{method} {prefix}{path} HTTP/1.1\r\nhost: g\r\ncontent-length: 0\r\n\r\n".encode()
+        )
         answer = line.answer(method)
         assert answer.status == 200 or 400 <= answer.status < 500
 

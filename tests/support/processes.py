@@ -60,10 +60,6 @@ class Gateway:
         return port
 
     @property
-    def greeted(self) -> bool:
-        return _API.search(self.log) is not None
-
-    @property
     def admin(self) -> str:
         """Where the admin API is; it is up."""
         found = _ADMIN.search(self.log)

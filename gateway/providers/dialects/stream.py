@@ -54,7 +54,8 @@ class _Frame(NamedTuple):
 
     The next event is likely to differ in that text alone (and in OpenAI's padding between
     `middle` and `tail`): then nothing need be read again. `middle` begins with the quote that
-    ends the text.
+    ends the text. Without padding there is no `tail`, and all but the text stands still: `first`
+    and `last` are the bytes around it in a read that is just this event.
     """
 
     head: bytes
@@ -63,6 +64,8 @@ class _Frame(NamedTuple):
     our_head: bytes
     our_tail: bytes
     same: bool
+    first: bytes = b""  # b"": there is padding
+    last: bytes = b""
 
 
 class Decoder:
@@ -107,6 +110,9 @@ class Decoder:
         """What these bytes completed. After an event with a failure nothing more comes."""
         if self._over:
             return ()
+        frame = self._frame
+        if frame is not None and (plain := self._single(frame, data)) is not None:
+            return (plain,)
         if self._body is not None:
             data = self._begin(self._body, data)
             if not data:
@@ -120,8 +126,7 @@ class Decoder:
         for payload in payloads:
             frame = self._frame
             if frame is not None and payload.startswith(frame.head):
-                rest = payload[len(frame.head) :]
-                text, mark, pad = rest.partition(frame.middle)
+                text, mark, pad = payload[len(frame.head) :].partition(frame.middle)
                 if (
                     mark
                     and text
@@ -137,6 +142,18 @@ class Decoder:
             if self._is_over():
                 break
         return events
+
+    def _single(self, frame: _Frame, data: bytes) -> StreamEvent | None:
+        """A read that is one more plain event, as most are; None: it is not."""
+        first, last = frame.first, frame.last
+        if not (first and data.startswith(first) and data.endswith(last)) or len(data) > MOST_BODY:
+            return None
+        text = data[len(first) : -len(last)]
+        if not text or text.translate(None, _PLAIN) or not self._splitter.between:
+            return None
+        wire = data[6:-2] if frame.same else frame.our_head + text + frame.our_tail
+        self._malformed = 0
+        return _made(StreamEvent, (wire, True, len(text), None, None, None, False))
 
     def close(self) -> Sequence[StreamEvent]:
         """The end came: nothing if the answer was complete, else one event with a failure."""
@@ -468,12 +485,15 @@ def _framed(chunk: openai.Chunk, wire: bytes, payload: bytes) -> _Frame | None:
     if theirs is None or ours is None:
         return None
     head, tail = theirs
+    first = last = b""
+    if b"\n" not in payload:
+        first, last = b"data: " + head, tail + b"\n\n"
     if payload is not wire:
-        return _Frame(head, tail, b"", *ours, same=False)
+        return _Frame(head, tail, b"", *ours, same=False, first=first, last=last)
     padding = b'"obfuscation":' + json.dumps(chunk.obfuscation or "")
     middle, found, rest = tail.partition(padding)
     if not found or b'"obfuscation"' in rest:
-        return _Frame(head, tail, b"", *ours, same=True)
+        return _Frame(head, tail, b"", *ours, same=True, first=first, last=last)
     return _Frame(head, middle + b'"obfuscation":"', b'"' + rest, *ours, same=True)
 
 

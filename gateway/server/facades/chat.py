@@ -4,7 +4,7 @@ The body is cut into members; the few that the road needs are decoded, the other
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from gateway.core.attempt import StreamEvent
@@ -92,6 +92,10 @@ _flag = json.Decoder(bool | None)
 _number = json.Decoder(int | None)
 
 
+class _Object(json.Struct, gc=False):
+    """A message of whose inside nothing is needed."""
+
+
 class _Message(json.Struct, gc=False):
     content: json.Raw = _EMPTY
 
@@ -111,6 +115,7 @@ class _Format(json.Struct):
     type: str = ""
 
 
+_objects = json.Decoder(list[_Object])
 _messages = json.Decoder(list[_Message])
 _parts = json.Decoder(list[_Part])
 _options = json.Decoder(_StreamOptions | None)
@@ -124,7 +129,8 @@ class ChatFacade:
         members = members_of(body)
         model = model_of(members)
         needs: set[str] = set()
-        prompt = _prompt(members, needs)
+        one_list = body.find(b"[", body.find(b"[") + 1) < 0
+        prompt = _prompt(members, needs, flat=one_list)
         stream = "stream" in members and bool(_read(members, "stream", _flag, "true or false"))
         n = (_count(members, "n", MOST_CHOICES) or 1) if "n" in members else 1
         most = _most_output(members)
@@ -257,6 +263,8 @@ def check_depth(text: bytes, param: str, around: int = 1) -> None:
         around: layers around it.
     """
     most = DEEPEST - around
+    if text.count(b"[") + text.count(b"{") <= most:  # no layer without an opening
+        return
     brackets = text.translate(None, _NOT_BRACKETS)
     if len(brackets) <= most or len(brackets) > LONGEST_SCAN:
         return
@@ -287,30 +295,46 @@ def _deeper(text: bytes, most: int) -> bool:
     return False
 
 
-def _prompt(members: Mapping[str, json.Raw], needs: set[str]) -> int:
-    """Estimated input tokens; what the messages need is added to `needs`."""
+def _prompt(members: Mapping[str, json.Raw], needs: set[str], *, flat: bool) -> int:
+    """Estimated input tokens; what the messages need is added to `needs`.
+
+    `flat`: the body has one list and no more, so no message is made of parts.
+    """
     raw = members.get("messages")
     if raw is None:
         raise _wrong("messages", "is missing: it must be a list of messages")
+    size = len(raw)
+    images = passed = 0
+    messages: Sequence[_Message] = ()
     try:
-        messages = _messages.decode(raw)
+        if flat:
+            count = len(_objects.decode(raw))
+        else:
+            messages = _messages.decode(raw)
+            count = len(messages)
     except json.BROKEN:
         raise _wrong("messages", "must be a list of messages (objects)") from None
-    if not messages:
+    if not count:
         raise _wrong("messages", "is empty: it must have one message at least")
-    if len(messages) > MOST_MESSAGES:
+    if count > MOST_MESSAGES:
         raise _wrong("messages", f"has more than {MOST_MESSAGES} messages")
-    size = len(raw)
-    images = 0
+    if messages:
+        images, passed = _in_parts(messages, needs)
+    if "tools" in members:
+        size += len(members["tools"])
+    return tokens_of(size - passed) + TOKENS_A_MESSAGE * count + TOKENS_AN_IMAGE * images
+
+
+def _in_parts(messages: Iterable[_Message], needs: set[str]) -> tuple[int, int]:
+    """Images in these messages, and the bytes that are no text."""
+    images = passed = 0
     for message in messages:
         content = message.content
         if len(content) and memoryview(content)[0] == 0x5B:  # [
-            parts, passed = _look(content, needs)
-            images += parts
-            size -= passed
-    if "tools" in members:
-        size += len(members["tools"])
-    return tokens_of(size) + TOKENS_A_MESSAGE * len(messages) + TOKENS_AN_IMAGE * images
+            found, size = _look(content, needs)
+            images += found
+            passed += size
+    return images, passed
 
 
 def _look(content: json.Raw, needs: set[str]) -> tuple[int, int]:

@@ -213,6 +213,11 @@ class LocalHealth:
         old, self._seats = self._seats, {}
         keys, self._keys = self._keys, {}
         rests, self._rests = self._rests, {}
+        targets = tuple(targets)
+        for target in targets:
+            seat = old.get(target.id)
+            if seat is not None and seat.target.secret != target.secret:
+                keys.pop((target.provider, target.key), None)  # another key under the same name
         for target in targets:
             provider_key = (target.provider, target.key)
             model = (target.provider, target.key, target.model)

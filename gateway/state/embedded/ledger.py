@@ -5,7 +5,8 @@ a batch counts once however often it is sent. `spent` is summed in the same tran
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from gateway.clock import Clock
 from gateway.core.events import Event, StateTrouble
 from gateway.state.embedded.sqlite import Store, harden, problem, transaction
 from gateway.state.journal import Final, Fold, Journal, Part, Reader, Record, orphans, sweep, sync
+from gateway.wire import json
 
 SHIP = 0.1  # seconds between shipments
 SYNC = 1.0
@@ -40,9 +42,11 @@ DRIFT = """SELECT coalesce(sum(abs(n)), 0) FROM (
   ) GROUP BY key, day
 )"""
 
+Handed = tuple[Sequence[Part], list[Final] | None]
 Row = tuple[Any, ...]  # the columns of `ledger`, in order
 Place = tuple[str, str, int]  # scope, name, day
 Sums = dict[Place, list[int]]
+NONE = [0] * 6
 
 
 class EmbeddedLedger:
@@ -69,8 +73,9 @@ class EmbeddedLedger:
         """Apply what is written so far; True when nothing is left over."""
         self._journal.flush()
         parts = self._journal.parts()
+        self._shipper.hand(parts, self._journal.taken())
         try:
-            done = await self._store.run(lambda db: self._shipper.ship(db, parts))
+            done = await self._store.run(self._shipper.ship)
         except (sqlite3.Error, OSError) as error:
             self._trouble("ship", error)
             return False
@@ -125,19 +130,85 @@ class EmbeddedLedger:
 
 
 class Shipper:
-    """In the store's thread: how far the own journal was read and applied."""
+    """How far the own journal was applied: from memory while nothing is missing there, else read.
+
+    `hand` belongs to the loop, `ship` to the store's thread. The file is always enough: it is read
+    from its beginning when memory is not, and the cursor knows what was applied before.
+    """
 
     def __init__(self, worker: str) -> None:
         self._worker = worker
         self._fold = Fold()
-        self._rows: list[Final] = []  # read, not yet applied
+        self._rows: list[Final] = []  # not yet applied
         self._readers: dict[Path, Reader] = {}
+        self._handed: deque[Handed] = deque()
+        self._live = True  # `_rows` is what memory had, and all before it is applied
+        self._level = False  # what was read reaches to where the next `hand` begins
         self.behind = False  # a full batch was applied, more is to be read
 
-    def ship(self, db: sqlite3.Connection, parts: Iterable[Part]) -> set[Path]:
-        """Apply; the segments that are done and no longer needed."""
-        done = set()
+    def hand(self, parts: Sequence[Part], finals: list[Final] | None) -> None:
+        """What is written, and its endings since the last time; None: they have to be read."""
+        waiting = tuple(self._handed)  # at once: the thread may be taking from it
+        if sum(len(more or ()) for _, more in waiting) + len(finals or ()) > BATCH:
+            self._handed.clear()
+            finals = None
+        self._handed.append((parts, finals))
+
+    def ship(self, db: sqlite3.Connection) -> set[Path]:
+        """Apply what was handed over; the segments that are done and no longer needed."""
+        parts: Sequence[Part] = ()
+        finals: list[Final] | None = []
+        while self._handed:
+            parts, more = self._handed.popleft()
+            finals = None if finals is None or more is None else finals + more
         self.behind = False
+        if not parts:
+            return set()
+        done = self._follow(parts, finals)
+        if self._rows:
+            apply(db, self._worker, self._rows)
+            self._rows.clear()
+        if not done or not harden(db):
+            return set()
+        for path in done:
+            if path in self._readers:
+                self._readers.pop(path).close()
+        return done
+
+    def at(self, parts: Iterable[Part]) -> bool:
+        """Whether everything in `parts` is applied."""
+        readers = self._readers
+        return not self._rows and (
+            self._live
+            or all(
+                part.done or (part.path in readers and readers[part.path].offset == part.size)
+                for part in parts
+            )
+        )
+
+    def close(self) -> None:
+        for reader in self._readers.values():
+            reader.close()
+        self._readers.clear()
+
+    def _follow(self, parts: Iterable[Part], finals: list[Final] | None) -> set[Path]:
+        """Add to `_rows` what is new; the segments that have no more."""
+        whole = self._live or self._level
+        if finals is None or not whole or len(self._rows) + len(finals) > BATCH:
+            if self._live:
+                self._rows.clear()
+                self._live = False
+            return self._read(parts)
+        if not self._live:
+            self.close()
+            self._fold = Fold()
+            self._live = True
+        self._rows += finals
+        return {part.path for part in parts if part.done}
+
+    def _read(self, parts: Iterable[Part]) -> set[Path]:
+        done: set[Path] = set()
+        self._level = False
         for part in parts:
             reader = self._readers.get(part.path)
             if reader is None:
@@ -146,39 +217,20 @@ class Shipper:
                 self._rows.extend(self._fold.feed(records))
             if reader.offset < part.size:
                 self.behind = True
-                break
+                return done
             if part.done:
                 done.add(part.path)
-        if self._rows:
-            apply(db, self._worker, self._rows, self._fold.seq)
-            self._rows.clear()
-        if not done or not harden(db):
-            return set()
-        for path in done:
-            self._readers.pop(path).close()
+        self._level = True
         return done
 
-    def at(self, parts: Iterable[Part]) -> bool:
-        """Whether everything in `parts` is applied."""
-        readers = self._readers
-        return not self._rows and all(
-            part.done or (part.path in readers and readers[part.path].offset == part.size)
-            for part in parts
-        )
 
-    def close(self) -> None:
-        for reader in self._readers.values():
-            reader.close()
-        self._readers.clear()
-
-
-def apply(db: sqlite3.Connection, worker: str, finals: Iterable[Final], seq: int) -> None:
+def apply(db: sqlite3.Connection, worker: str, finals: Sequence[Final]) -> None:
     """Rows above the worker's cursor, their sums, and the new cursor: all or nothing."""
     with transaction(db):
         cursor, closed = _cursor(db, worker)
         if not closed:
             _book(db, [final for final in finals if final.seq > cursor])
-            _move(db, worker, max(seq, cursor), closed=0)
+            _move(db, worker, max(finals[-1].seq, cursor), closed=0)
 
 
 def recover(db: sqlite3.Connection, folder: Path) -> int:
@@ -248,10 +300,7 @@ def _book(db: sqlite3.Connection, finals: list[Final]) -> None:
         db.execute("ROLLBACK TO book")
         rows = [row for row in rows if _insert(db, row)]
     db.execute("RELEASE book")
-    sums: Sums = {}
-    for row in rows:
-        _add(sums, row)
-    db.executemany(SPEND, [(*at, *values) for at, values in sums.items()])
+    db.executemany(SPEND, [(*at, *values) for at, values in _sums(rows).items()])
 
 
 def _insert(db: sqlite3.Connection, row: Row) -> bool:
@@ -268,50 +317,48 @@ def _move(db: sqlite3.Connection, worker: str, seq: int, *, closed: int) -> None
 
 
 def _row(final: Final) -> Row:
-    opening, line = final.opening, final.line
-    usage = line.usage
-    counts: tuple[int, ...] = (
-        usage.input, usage.output, usage.cached, usage.cache_write_5m, usage.cache_write_1h,
-        usage.reasoning, usage.audio_input, usage.audio_output,
-    )  # fmt: skip
-    nano_usd = line.nano_usd
-    if max(counts) > MOST or min(counts) < -MOST or not -MOST <= (nano_usd or 0) <= MOST:
+    _, opening, line = final
+    attempt_id, at, usage, nano_usd, *rest = line
+    counts = json.fields(usage)[:-1]  # all but `estimated`
+    request = attempt_id.rpartition(".")[0] or attempt_id
+    most = max(counts), min(counts), nano_usd or 0, line.upstream_ms
+    if max(most) > MOST or min(most) < -MOST:
         counts = tuple(_bounded(count) for count in counts)
         nano_usd = None if nano_usd is None else _bounded(nano_usd)
-    return (
-        opening.attempt_id, opening.attempt_id.rpartition(".")[0] or opening.attempt_id,
-        line.at, int(line.at // DAY),
-        opening.key_id, opening.team, opening.user, opening.session, opening.tags,
-        opening.chain, opening.target, opening.provider, opening.model, opening.kind,
-        *counts,
-        nano_usd, line.price_id, line.flags, line.outcome, line.status,
-        _bounded(line.upstream_ms), line.first_content_ms,
-    )  # fmt: skip
+        rest[-2] = _bounded(line.upstream_ms)
+    return attempt_id, request, at, int(at // DAY), *opening[2:12], *counts, nano_usd, *rest
 
 
-def _add(sums: Sums, row: Row) -> None:
-    """One row to the sums of its key, team and user."""
-    day, key, team, user, nano_usd = row[3], row[4], row[5], row[6], row[22]
-    _sum(sums, ("key", key, day), row, nano_usd)
-    if team is not None:
-        _sum(sums, ("team", team, day), row, nano_usd)
-    if user is not None:
-        _sum(sums, ("user", f"{key}/{user}", day), row, nano_usd)
+def _sums(rows: Iterable[Row]) -> Sums:
+    """What `rows` add to the sums of their keys, teams and users."""
+    whose: dict[Row, list[int]] = {}
+    for row in rows:
+        who = row[3:7]  # day, key, team, user
+        found = whose.get(who)
+        if found is None:
+            found = whose[who] = [0, 0, 0, 0, 0, 0]
+        nano_usd = row[22]
+        if row[0].endswith(".1"):  # the request itself, not what was tried after
+            found[0] += 1
+        found[1] += 1
+        found[2] += row[14]
+        found[3] += row[15]
+        if nano_usd is None:
+            found[5] += 1
+        else:
+            found[4] += nano_usd
+    sums: Sums = {}
+    for (day, key, team, user), values in whose.items():
+        _add(sums, ("key", key, day), values)
+        if team is not None:
+            _add(sums, ("team", team, day), values)
+        if user is not None:
+            _add(sums, ("user", f"{key}/{user}", day), values)
+    return sums
 
 
-def _sum(sums: Sums, place: Place, row: Row, nano_usd: int | None) -> None:
-    found = sums.get(place)
-    if found is None:
-        found = sums[place] = [0, 0, 0, 0, 0, 0]
-    if row[0].endswith(".1"):  # the request itself, not what was tried after
-        found[0] += 1
-    found[1] += 1
-    found[2] += row[14]
-    found[3] += row[15]
-    if nano_usd is None:
-        found[5] += 1
-    else:
-        found[4] += nano_usd
+def _add(sums: Sums, place: Place, values: list[int]) -> None:
+    sums[place] = [a + b for a, b in zip(sums.get(place, NONE), values, strict=True)]
 
 
 def _bounded(count: int) -> int:

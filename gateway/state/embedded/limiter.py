@@ -72,11 +72,12 @@ class EmbeddedLimiter:
         entries = cast("Hold", reservation).entries
         held = reservation.held
         room = False
-        for account in tuple(accounts):
-            entry = entries.pop(account.id, None)
+        for account in accounts:
+            name = account.id
+            entry = entries.pop(name, None)
             if entry is None:
                 continue
-            held.pop(account.id, None)
+            del held[name]
             kind = account.kind
             if kind == "rpm":
                 continue
@@ -133,14 +134,18 @@ class EmbeddedLimiter:
             cell = cells.get(name)
             if cell is None:
                 cell = self._remember(account, now)
-            n = asked if asked <= account.limit else account.limit or asked
+            limit = account.limit
+            n = asked if asked <= limit else limit or asked
             mark = cell.take(now, n, account)
             if mark is None:
                 self._undo(hold, demands[:place], now)
                 return self._refused(hold, demands, demands[place], now)
-            below = entries.get(name)
-            entries[name] = (cell, n, mark, below)
-            held[name] = n if below is None else held[name] + n
+            if name in entries:
+                entries[name] = (cell, n, mark, entries[name])
+                held[name] += n
+            else:
+                entries[name] = (cell, n, mark, None)
+                held[name] = n
         return None
 
     def _undo(self, hold: Hold, demands: Sequence[Demand], now: float) -> None:
@@ -167,13 +172,15 @@ class EmbeddedLimiter:
 
     def _left(self, accounts: Sequence[Account], now: float) -> tuple[Headroom, ...]:
         found = []
+        cells = self._cells
         for account in accounts:
-            cell = self._cells.get(account.id)
+            cell = cells.get(account.id)
             if cell is None:
                 whole = account.limit if account.burst is None else account.burst
                 found.append(Headroom(account, whole, 0.0))
             else:
-                found.append(Headroom(account, *cell.left(now, account)))
+                left, reset = cell.left(now, account)
+                found.append(tuple.__new__(Headroom, (account, left, reset)))
         return tuple(found)
 
     def _remember(self, account: Account, now: float) -> Counted:

@@ -4,12 +4,11 @@ The request itself only appends to a list; the store's thread tells the stories 
 """
 
 import sqlite3
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from gateway.clock import Clock
-from gateway.core.attempt import Exchange
 from gateway.core.events import Event, RequestEnded, StateTrouble
 from gateway.core.story import story
 from gateway.state.embedded.sqlite import Store, transaction
@@ -23,10 +22,8 @@ MOST = 500_000  # rows in the store, however short the time
 CLEANED = 5_000  # rows removed in one transaction
 
 
-class _Ended(NamedTuple):
-    exchange: Exchange
-    now: float
-    config: str
+_Ended = tuple[RequestEnded, str]  # and the configuration's name
+_Row = tuple[str, float, bytes]  # id, epoch seconds of its end, its story
 
 
 class Stories:
@@ -44,7 +41,7 @@ class Stories:
         self._now = clock.now
         self._trouble = heard
         self._waiting: deque[_Ended] = deque()
-        self._recent: OrderedDict[str, bytes] = OrderedDict()
+        self._recent: deque[_Row] = deque()  # oldest first
         self.dropped = 0
 
     def heard(self, event: Event) -> None:
@@ -52,7 +49,7 @@ class Stories:
             if len(self._waiting) >= WAITING:
                 self._waiting.popleft()
                 self.dropped += 1
-            self._waiting.append(_Ended(event.exchange, event.now, self._config))
+            self._waiting.append((event, self._config))
 
     def use(self, config: str) -> None:
         """The name of the configuration that is in force from now on."""
@@ -61,9 +58,9 @@ class Stories:
     async def find(self, id: str) -> Mapping[str, Any] | None:
         """One request's story; None: unknown, or older than a day."""
         for ended in reversed(self._waiting):
-            if ended.exchange.id == id:
+            if ended[0].exchange.id == id:
                 return _told(ended)
-        told = self._recent.get(id)
+        told = next((text for name, _, text in reversed(self._recent) if name == id), None)
         if told is None:
             told = await self._store.run(lambda db: _stored(db, id))
         found: Mapping[str, Any] | None = None if told is None else json.loads(told)
@@ -73,27 +70,26 @@ class Stories:
         """The last `n` that ended, newest first."""
         found = [_told(ended) for _, ended in zip(range(n), reversed(self._waiting), strict=False)]
         left = n - len(found)
-        stored = zip(range(left), reversed(self._recent.values()), strict=False)
-        return found + [json.loads(told) for _, told in stored]
+        stored = zip(range(left), reversed(self._recent), strict=False)
+        return found + [json.loads(told) for _, (_, _, told) in stored]
 
     async def write(self) -> None:
         """Tell and store what has ended since."""
         batch = list(self._waiting)
         if not batch:
             return
-        told: list[tuple[str, float, bytes]] = []
+        told: list[_Row] = []
         try:
             await self._store.run(lambda db: _write(db, batch, told))
         except sqlite3.Error as error:
             self._trouble(StateTrouble("embedded", "stories", type(error).__name__))
-        for name, _, text in told:
-            self._recent[name] = text
-            self._recent.move_to_end(name)
-        while len(self._recent) > RECENT:
-            self._recent.popitem(last=False)
+        recent, waiting = self._recent, self._waiting
+        recent.extend(told)
+        while len(recent) > RECENT:
+            recent.popleft()
         for ended in batch:
-            if self._waiting and self._waiting[0] is ended:
-                self._waiting.popleft()
+            if waiting and waiting[0] is ended:
+                waiting.popleft()
 
     async def clean(self) -> None:
         before = self._now() - KEPT
@@ -105,13 +101,15 @@ class Stories:
 
 
 def _told(ended: _Ended) -> Mapping[str, Any]:
-    return story(ended.exchange, ended.now, ended.config)
+    event, config = ended
+    return story(event.exchange, event.now, config)
 
 
-def _write(
-    db: sqlite3.Connection, batch: list[_Ended], told: list[tuple[str, float, bytes]]
-) -> None:
-    told.extend((ended.exchange.id, ended.now, json.dumps(_told(ended))) for ended in batch)
+def _write(db: sqlite3.Connection, batch: list[_Ended], told: list[_Row]) -> None:
+    told.extend(
+        (event.exchange.id, event.now, json.dumps(story(event.exchange, event.now, config)))
+        for event, config in batch
+    )
     with transaction(db):
         db.executemany("INSERT OR REPLACE INTO request VALUES (?, ?, ?)", told)
 

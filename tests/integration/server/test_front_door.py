@@ -38,7 +38,7 @@ async def test_a_request_id_is_ours_and_new():
     async with gateway() as g:
         ids = {(await ask(g.port, post(chat()))).headers["x-request-id"] for _ in range(3)}
         assert len(ids) == 3
-        assert all(id.startswith("req_") and len(id) == 28 for id in ids)
+        assert all(id.startswith("req_") and len(id) == 32 for id in ids)
 
 
 async def test_a_stream_is_events_a_note_and_done():

@@ -133,6 +133,17 @@ def test_ambiguous_or_odd_keys_are_refused_and_not_quoted(headers):
     assert "k" * 100 not in caught.value.message
 
 
+def test_a_header_seen_before_is_read_as_it_was_the_first_time():
+    for number in range(3000):  # more than are kept
+        key = f"key-{number % 1500}-of-32-characters-or-more"
+        head = read_head([(b"authorization", b"bearer  " + key.encode())])
+        assert head.credential == read_key(key)
+    for _ in range(2):
+        assert read_head([(b"x-api-key", b" ")]).credential is None
+        with pytest.raises(InvalidRequest, match="Two API keys"):
+            read_head([(b"x-api-key", b"a"), (b"api-key", b"b")])
+
+
 def test_the_body_is_announced():
     head = read_head(
         [(b"Content-Length", b"12"), (b"Expect", b"100-Continue"), (b"Content-Encoding", b"GZIP")]

@@ -3,6 +3,7 @@
 import asyncio
 import random
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from gateway.core.events import Event
 from gateway.core.usage import Usage
+from gateway.state import journal as journals
 from gateway.state.embedded import ledger as module
 from gateway.state.embedded.ledger import EmbeddedLedger, Shipper, clean, drift, recover
 from gateway.state.embedded.sqlite import Store, connect, migrate
@@ -45,6 +47,15 @@ def spent(db: sqlite3.Connection, scope: str = "key") -> dict[str, tuple[int, ..
         "WHERE scope = ?"
     )
     return {name: tuple(rest) for name, *rest in db.execute(query, (scope,))}
+
+
+def ship(
+    shipper: Shipper, db: sqlite3.Connection, journal: Journal, *, live: bool = True
+) -> set[Path]:
+    """What is written, from memory or as if memory had not kept up."""
+    parts, finals = journal.parts(), journal.taken()
+    shipper.hand(parts, finals if live else None)
+    return shipper.ship(db)
 
 
 def life(folder: Path, worker: str) -> bytes:
@@ -126,7 +137,7 @@ def test_a_batch_that_is_sent_twice_counts_once(tmp_path: Path, db: sqlite3.Conn
     journal.close(line())
     for _ in range(3):
         shipper = Shipper("w1")  # a new one has forgotten what it sent
-        shipper.ship(db, journal.parts())
+        ship(shipper, db, journal, live=False)
         shipper.close()
     assert len(rows(db)) == 1
     assert spent(db) == {"search-prod": (1, 1, 900, 50, 325_000, 0)}
@@ -141,10 +152,10 @@ def test_what_the_store_refuses_is_sent_again(tmp_path: Path, db: sqlite3.Connec
     db.execute("ALTER TABLE spent RENAME TO away")
     for _ in range(2):
         with pytest.raises(sqlite3.OperationalError):
-            shipper.ship(db, journal.parts())
+            ship(shipper, db, journal)
         assert not rows(db)
     db.execute("ALTER TABLE away RENAME TO spent")
-    shipper.ship(db, journal.parts())
+    ship(shipper, db, journal)
     assert len(rows(db)) == 1
     assert drift(db) == 0
     shipper.close()
@@ -253,7 +264,8 @@ class Run:
 
     def do_ship(self) -> None:
         parts = self.journal.parts()
-        done = self.shipper.ship(self.db, parts)
+        self.shipper.hand(parts, self.journal.taken())
+        done = self.shipper.ship(self.db)
         for part in parts:
             if part.path in done:
                 self.journal.remove(part)
@@ -275,12 +287,14 @@ ACTIONS = st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@pytest.mark.parametrize("kept", [2, 10_000])
+@settings(max_examples=100, deadline=None)
 @given(actions=st.lists(ACTIONS, min_size=1, max_size=80), seed=st.integers(0, 999))
 def test_through_any_lives_each_attempt_ends_once_and_sums_are_the_sum_of_rows(
-    actions: list[str], seed: int
+    kept: int, actions: list[str], seed: int
 ) -> None:
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journals, "LIVE", kept)  # 2: memory often has not kept up
         run = Run(Path(folder), seed)
         for action in actions:
             run.act(action)
@@ -354,3 +368,74 @@ async def test_segments_turn_while_traffic_goes_on(tmp_path: Path) -> None:
     assert len(await store.run(rows)) == 200
     assert await store.run(drift) == 0
     await store.close()
+
+
+async def test_a_shipment_that_was_called_off_loses_nothing(tmp_path: Path) -> None:
+    journal, store = Journal(tmp_path, "w1"), Store(tmp_path)
+    ledger = EmbeddedLedger(journal, store, ManualClock(), lambda _: None)
+    journal.open(opening("a.1"))
+    journal.close(line("a.1"))
+    gate = threading.Event()
+    busy = asyncio.ensure_future(store.run(lambda _: gate.wait(10)))
+    waiting = asyncio.ensure_future(ledger.ship())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    gate.set()
+    await asyncio.gather(busy, waiting, return_exceptions=True)
+    await ledger.leave()
+    assert set(await store.run(rows)) == {"a.1"}
+    assert not list(tmp_path.glob("journal-*"))
+    await store.close()
+
+
+def test_what_waits_in_memory_is_bounded_and_read_again(
+    tmp_path: Path, db: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 3)
+    journal, shipper = Journal(tmp_path, "w1"), Shipper("w1")
+    for number in range(8):
+        journal.open(opening(f"{number}.1"))
+        journal.close(line(f"{number}.1"))
+        shipper.hand(journal.parts(), journal.taken())
+    assert sum(len(finals or ()) for _, finals in shipper._handed) <= 3
+    shipper.ship(db)
+    assert len(rows(db)) == 8
+    journal.open(opening("8.1"))
+    journal.close(line("8.1"))
+    ship(shipper, db, journal)
+    assert shipper._live
+    assert len(rows(db)) == 9
+    assert drift(db) == 0
+    shipper.close()
+    journal.drop()
+
+
+def test_text_no_json_can_hold_is_booked_as_it_was_written(
+    tmp_path: Path, db: sqlite3.Connection
+) -> None:
+    journal, shipper = Journal(tmp_path, "w1"), Shipper("w1")
+    journal.open(opening("a.1", user="\ud800"))
+    journal.close(line("a.1"))
+    journal.open(opening("b.1"))
+    journal.close(line("b.1", outcome="\ud800", status=2**70))
+    ship(shipper, db, journal)
+    query = "SELECT user, outcome, status FROM ledger ORDER BY attempt_id"
+    assert db.execute(query).fetchall() == [("?", "ok", 200), ("u1", "?", 2**53)]
+    shipper.close()
+    journal.drop()
+
+
+def test_an_ending_that_is_not_yet_in_the_file_is_not_booked(
+    tmp_path: Path, db: sqlite3.Connection
+) -> None:
+    later: list[object] = []
+    journal, shipper = Journal(tmp_path, "w1", later=later.append), Shipper("w1")
+    journal.open(opening("a.1"))
+    journal.close(line("a.1"))
+    ship(shipper, db, journal)
+    assert not rows(db)
+    journal.flush()
+    ship(shipper, db, journal)
+    assert set(rows(db)) == {"a.1"}
+    shipper.close()
+    journal.drop()
