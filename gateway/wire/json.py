@@ -43,7 +43,8 @@ def split(body: bytes) -> dict[str, Raw]:
         JSONError: not a JSON object in UTF-8.
     """
     try:
-        body.decode()
+        if not body.isascii():
+            body.decode()
         return _members.decode(body)
     except BROKEN as error:
         raise JSONError(_reason(error)) from None

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli.main import COMMANDS
-from tests.house.source import ROOT, modules, name_of, python_files, reached, tree
+from tests.house.source import ROOT, direct, modules, name_of, python_files, reached, tree
 
 SERVER = "tests/integration/server"
 ELSEWHERE = {
@@ -33,7 +33,6 @@ ELSEWHERE = {
     "gateway/core/target.py": "tests/unit/config/test_resolve.py",
     "gateway/core/usage.py": "tests/unit/pipeline/test_settle.py",
     "gateway/errors.py": f"{SERVER}/test_openai_sdk.py",
-    "gateway/transport/line.py": "tests/unit/transport/test_http.py",
     "gateway/server/admin.py": f"{SERVER}/test_admin_port.py",
     "gateway/server/connection.py": f"{SERVER}/test_connections.py",
     "gateway/server/credential.py": "tests/unit/server/test_hints.py",
@@ -94,14 +93,14 @@ def test_the_list_is_honest(module: str, test: str) -> None:
     assert ROOT / module in found
 
 
-def test_a_unit_test_is_of_a_module_that_exists() -> None:
+def test_a_unit_test_is_of_the_room_it_stands_in() -> None:
+    """Named after a module, or after what it is about: it is one of the same folder's."""
     strays = []
     for path in (ROOT / "tests/unit").rglob("test_*.py"):
-        inside = path.relative_to(ROOT / "tests/unit")
-        name = inside.name.removeprefix("test_")
-        of_chaos = inside.parts[0] == "chaos"
-        there = ROOT / inside.parent / name if of_chaos else ROOT / "gateway" / inside.parent / name
-        if not there.exists():
+        inside = path.relative_to(ROOT / "tests/unit").parent
+        room = ROOT / inside if inside.parts[:1] == ("chaos",) else ROOT / "gateway" / inside
+        named = (room / path.name.removeprefix("test_")).exists()
+        if not named and all(there.parent != room for there in direct(path)):
             strays.append(name_of(path))
     assert not strays
 

@@ -287,7 +287,7 @@ EVERY_FAULT = [
 
 
 def live(gateway, sim, found):
-    """Answers, failures, refusals, hang-ups, a mistake of ours, bad files, keys made and revoked."""
+    """Answers, failures, refusals, hang-ups, a mistake of ours, bad files, keys that come, go."""
     for name in OWNERS:
         for stream in (False, True):
             asked(found, gateway, "well", talk(name, stream=stream, **COMPLETED))
