@@ -62,7 +62,7 @@ ADMIN: tuple[Route, ...] = (
     Route("GET", "/admin/requests", "admin", "requests"),
     Route("GET", "/admin/requests/{id}", "admin", "request"),
     Route("GET", "/admin/chains", "admin", "chains"),
-    Route("GET", "/admin/limit", "admin", "limits"),
+    Route("GET", "/admin/limits", "admin", "limits"),
     Route("GET", "/admin/config", "admin", "config"),
     Route("POST", "/admin/reload", "admin", "reload"),
     Route("POST", "/admin/drain", "admin", "drain"),

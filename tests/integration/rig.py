@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import hashlib
 import json
 import socket
 import sqlite3
@@ -159,6 +160,15 @@ def provider(sim: UpstreamThread, name: str, more: str = "") -> str:
     url = sim.base_url(name)
     said = f'kind: openai, base_url: "{url}", allow_http: true, allow_private: true{more}'
     return f"  {name}: {{{said}}}\n"
+
+
+def declared(name: str, more: str = "test: false") -> str:
+    """A line of `keys:` for a caller who shows his name."""
+    return f"  - {{name: {name}, hash: 'sha256:{digest(name)}', {more}}}\n"
+
+
+def digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 # --------------------------------------------------------------------------------- a raw socket

@@ -6,7 +6,6 @@ A minute passes when a test wants it to: the gateway's clock is put forward by i
 import collections
 import concurrent.futures
 import contextlib
-import hashlib
 import json
 import threading
 import time
@@ -27,6 +26,7 @@ from tests.integration.rig import (
     Line,
     ask,
     chat,
+    declared,
     post,
     provider,
     until,
@@ -53,11 +53,6 @@ def house(sim, folder, text, *, limits=None, **more):
         gateway.leap = lambda seconds: setattr(clock, "ahead", clock.ahead + seconds)
         yield gateway
         gateway.at_rest()
-
-
-def key(name, more):
-    digest = hashlib.sha256(name.encode()).hexdigest()
-    return f"  - {{name: {name}, hash: 'sha256:{digest}', {more}}}\n"
 
 
 def call(gateway, who="k", model="smart", **members):
@@ -105,13 +100,15 @@ def judge_refusal(answer, code, scope, *says):
 
 
 SCOPES = {
-    "key": "tiers: {t: {limits: {LIMIT}}}\nkeys:\n" + key("k", "tier: t"),
-    "team": "tiers: {t: {limits: {LIMIT}}}\nteams: {us: {tier: t}}\nkeys:\n" + key("k", "team: us"),
+    "key": "tiers: {t: {limits: {LIMIT}}}\nkeys:\n" + declared("k", "tier: t"),
+    "team": (
+        "tiers: {t: {limits: {LIMIT}}}\nteams: {us: {tier: t}}\nkeys:\n" + declared("k", "team: us")
+    ),
     "target": (
         "targets: {one: {model: p/m, limits: {LIMIT}}}\n"
-        "chains: {smart: [one], both: [one, f/m]}\nkeys:\n" + key("k", "test: false")
+        "chains: {smart: [one], both: [one, f/m]}\nkeys:\n" + declared("k")
     ),
-    "provider": "keys:\n" + key("k", "test: false"),
+    "provider": "keys:\n" + declared("k"),
 }
 
 
@@ -229,7 +226,7 @@ def test_no_alias_and_no_other_way_in_is_another_account(sim, tmp_path):
     text = (
         "targets: {one: {model: p/m, limits: {rpm: 4}}}\n"
         "chains: {smart: {try: [one], also: [gpt-4o]}, other: [one]}\n"
-        "tiers: {t: {may: [target]}}\nkeys:\n" + key("k", "tier: t")
+        "tiers: {t: {may: [target]}}\nkeys:\n" + declared("k", "tier: t")
     )
     with house(sim, tmp_path, text) as gateway:
         for model in ("smart", "gpt-4o", "other", "one"):
@@ -277,8 +274,8 @@ def test_the_tightest_of_the_caller_s_accounts_is_told_and_no_upstream_s(sim, tm
     text = (
         "tiers: {wide: {limits: {rpm: 100}}, tight: {limits: {rpm: 5}}}\n"
         "teams: {us: {tier: tight}}\nkeys:\n"
-        + key("k", "team: us, tier: wide")
-        + key("free", "test: false")
+        + declared("k", "team: us, tier: wide")
+        + declared("free")
     )
     with house(sim, tmp_path, text, limits="rpm: 2") as gateway:
         told = call(gateway).headers
@@ -313,8 +310,8 @@ def test_a_refusal_takes_nothing_from_any_account(sim, tmp_path):
     text = (
         "tiers: {one: {limits: {concurrency: 1}}, own: {limits: {rpm: 2, tpm: 100_000}}}\n"
         "teams: {us: {tier: one}}\nkeys:\n"
-        + key("a", "team: us, tier: own")
-        + key("b", "team: us, tier: own")
+        + declared("a", "team: us, tier: own")
+        + declared("b", "team: us, tier: own")
     )
     with house(sim, tmp_path, text) as gateway:
         with held(sim, gateway, "a"):
@@ -343,7 +340,7 @@ ONE_AT_A_TIME = (
     " breaker: {failures: 1000, min_requests: 100_000}}\n"
     "targets: {one: {model: p/m, limits: {concurrency: 1}}}\nchains: {smart: [one]}\n"
     "tiers: {t: {limits: {concurrency: 1}}}\nteams: {us: {tier: t}}\nkeys:\n"
-    + key("k", "team: us, tier: t")
+    + declared("k", "team: us, tier: t")
 )
 
 
@@ -399,7 +396,7 @@ def test_a_slot_comes_back_when_its_upstream_is_killed(tmp_path):
 
 def waiting(wait):
     limits = f"limits: {{concurrency: 1}}, when_full: {{wait: {wait}}}, priority: high"
-    return f"tiers: {{t: {{{limits}}}}}\nkeys:\n" + key("k", "tier: t")
+    return f"tiers: {{t: {{{limits}}}}}\nkeys:\n" + declared("k", "tier: t")
 
 
 def queued(gateway):
@@ -476,7 +473,8 @@ def test_a_lower_priority_waits_behind(sim, tmp_path):
 
 
 def test_minute_limits_are_not_waited_for(sim, tmp_path):
-    text = "tiers: {t: {limits: {rpm: 1}, when_full: {wait: 10s}}}\nkeys:\n" + key("k", "tier: t")
+    text = "tiers: {t: {limits: {rpm: 1}, when_full: {wait: 10s}}}\nkeys:\n"
+    text += declared("k", "tier: t")
     with house(sim, tmp_path, text) as gateway:
         assert call(gateway).status == 200
         began = time.monotonic()
@@ -487,8 +485,8 @@ def test_minute_limits_are_not_waited_for(sim, tmp_path):
 def test_a_full_upstream_is_waited_for_by_those_who_may(sim, tmp_path):
     text = (
         "tiers: {patient: {when_full: {wait: 10s}}, hasty: {}}\nkeys:\n"
-        + key("patient", "tier: patient")
-        + key("hasty", "tier: hasty")
+        + declared("patient", "tier: patient")
+        + declared("hasty", "tier: hasty")
     )
     with (
         house(sim, tmp_path, text, limits="concurrency: 1") as gateway,
@@ -508,8 +506,8 @@ def test_a_flooded_key_does_not_starve_another(sim, tmp_path, scope):
     own = "" if scope == "target" else "limits: {concurrency: 2}, "
     text = (
         f"tiers: {{t: {{{own}when_full: {{wait: 20s}}}}}}\nkeys:\n"
-        + key("flood", "tier: t")
-        + key("quiet", "tier: t")
+        + declared("flood", "tier: t")
+        + declared("quiet", "tier: t")
     )
     sim.manner("p", Manner(latency=0.01))
     over = threading.Event()
@@ -541,9 +539,9 @@ def test_a_team_s_limit_is_shared_and_a_tier_s_is_each_key_s_own(sim, tmp_path):
     text = (
         "tiers: {shared: {limits: {rpm: 5}}, own: {limits: {rpm: 3}}}\n"
         "teams: {us: {tier: shared}}\nkeys:\n"
-        + key("a", "team: us, tier: own")
-        + key("b", "team: us, tier: own")
-        + key("c", "tier: own")
+        + declared("a", "team: us, tier: own")
+        + declared("b", "team: us, tier: own")
+        + declared("c", "tier: own")
     )
     with house(sim, tmp_path, text) as gateway:
         assert [call(gateway, "a").status for _ in range(3)] == [200] * 3
@@ -556,8 +554,8 @@ def test_a_team_s_limit_is_shared_and_a_tier_s_is_each_key_s_own(sim, tmp_path):
 def test_a_key_s_own_limits_narrow_its_tier_s(sim, tmp_path):
     text = (
         "tiers: {t: {limits: {rpm: 5, concurrency: 9}}}\nkeys:\n"
-        + key("narrow", "tier: t, limits: {rpm: 2}")
-        + key("wide", "tier: t")
+        + declared("narrow", "tier: t, limits: {rpm: 2}")
+        + declared("wide", "tier: t")
     )
     with house(sim, tmp_path, text) as gateway:
         assert [call(gateway, "narrow").status for _ in range(3)] == [200, 200, 429]
@@ -584,7 +582,8 @@ def test_a_stored_key_s_limits_narrow_its_tier_s_too(sim, tmp_path):
 
 def test_the_tier_bounds_what_is_held_for_who_states_no_max_tokens(sim, tmp_path):
     sim.manner("p", Manner(latency=0.2))
-    text = "tiers: {t: {limits: {tpm: 400}, default_max_tokens: 50}}\nkeys:\n" + key("k", "tier: t")
+    text = "tiers: {t: {limits: {tpm: 400}, default_max_tokens: 50}}\nkeys:\n"
+    text += declared("k", "tier: t")
     with house(sim, tmp_path, text) as gateway:
         answers = at_once(*[lambda: call(gateway)] * 4)  # 4 x (about 25 + 50) at once
         assert [answer.status for answer in answers] == [200] * 4

@@ -4,7 +4,6 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import hashlib
 import http.server
 import json
 import socket
@@ -26,6 +25,7 @@ from tests.integration.rig import (
     Line,
     ask,
     chat,
+    declared,
     get,
     post,
     provider,
@@ -48,14 +48,6 @@ def config(sim, text):
         f"providers:\n{provider(sim, 'p')}{provider(sim, 'f')}{chains}{text}"
         "prices: {p/m: [{input: 1.00, output: 4.00}], f/m: [{input: 1.00, output: 4.00}]}\n"
     )
-
-
-def key(name, more="test: false"):
-    return f"  - {{name: {name}, hash: 'sha256:{digest(name)}', {more}}}\n"
-
-
-def digest(name):
-    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def text_of(answer):
@@ -87,12 +79,12 @@ CALLERS = (
     "  secret: [one]\n"
     "tiers: {all: {may: [skip, target, trace]}, none: {}}\nteams: {us: {chains: [cheap, secret]}}\n"
     "keys:\n"
-    + key("some", "tier: none, chains: [smart, cheap]")
-    + key("alias", "tier: none, chains: [gpt-4o]")
-    + key("teamed", "team: us")
-    + key("narrowed", "team: us, chains: [secret]")
-    + key("every", "tier: all")
-    + key("nothing", "chains: []")
+    + declared("some", "tier: none, chains: [smart, cheap]")
+    + declared("alias", "tier: none, chains: [gpt-4o]")
+    + declared("teamed", "team: us")
+    + declared("narrowed", "team: us, chains: [secret]")
+    + declared("every", "tier: all")
+    + declared("nothing", "chains: []")
 )
 LISTED = {
     "some": ["smart", "gpt-4o", "gpt-4o-mini", "cheap"],
@@ -264,7 +256,7 @@ def test_every_prefix_leads_to_chat_and_embeddings(house, prefix):
 
 def test_the_admin_port_opens_to_its_roles_only(sim, tmp_path):
     text = "keys:\n" + "".join(
-        key(role, f"role: {role}") for role in ("client", "metrics", "admin")
+        declared(role, f"role: {role}") for role in ("client", "metrics", "admin")
     )
     with Gateway(config(sim, text), tmp_path / "state") as gateway:
         port = gateway.house.servers.admin_port
@@ -359,7 +351,8 @@ def test_a_stored_key_works_within_two_seconds_and_a_revoked_one_stops(sim, tmp_
 
 
 def test_an_expired_key_is_nobody_s(sim, tmp_path):
-    text = "keys:\n" + key("old", "expires: 2020-01-01") + key("new", "expires: 2099-12-31")
+    text = "keys:\n" + declared("old", "expires: 2020-01-01")
+    text += declared("new", "expires: 2099-12-31")
     with Gateway(config(sim, text), tmp_path / "state") as gateway:
         assert ask(gateway.port, chat("smart"), x_api_key="old").status == 401
         assert fetch(gateway.port, "/v1/models", x_api_key="old").status == 401
@@ -500,7 +493,8 @@ def test_a_reload_cannot_open_a_public_door(sim, tmp_path):
     """A file without keys, and with a loopback `listen`, is sound; our listener is the old one."""
     head = HEAD.replace("listen: 127.0.0.1", "listen: 0.0.0.0")
     text = config(sim, ONE)
-    with Gateway(text + "keys:\n" + key("k"), tmp_path / "state", file=True, head=head) as gateway:
+    keyed = text + "keys:\n" + declared("k")
+    with Gateway(keyed, tmp_path / "state", file=True, head=head) as gateway:
         gateway._head = gateway._head.replace("0.0.0.0", "127.0.0.1")
         gateway.write(text)
         assert "0.0.0.0 is listened on" in gateway.admin("/admin/reload", "POST")["problem"]
@@ -552,10 +546,10 @@ def test_a_hundred_reloads_lose_no_request(sim, tmp_path):
 
 
 def test_a_key_that_is_taken_out_of_the_file_is_nobody_s(sim, tmp_path):
-    text = config(sim, ONE + "keys:\n" + key("a") + key("b"))
+    text = config(sim, ONE + "keys:\n" + declared("a") + declared("b"))
     with Gateway(text, tmp_path / "state", file=True) as gateway:
         assert ask(gateway.port, chat("smart"), x_api_key="b").status == 200
-        gateway.write(text.replace(key("b"), key("c")))
+        gateway.write(text.replace(declared("b"), declared("c")))
         gateway.wait(gateway.house.reload())
         answers = [ask(gateway.port, chat("smart"), x_api_key=name) for name in "abc"]
         assert [answer.status for answer in answers] == [200, 401, 200]

@@ -62,13 +62,12 @@ def gateway(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recorded")
     with replay(folder) as port:
         providers = "".join(
-            f'  {name_of(case, option)}: {{kind: openai, allow_http: true, allow_private: true,'
+            f"  {name_of(case, option)}: {{kind: openai, allow_http: true, allow_private: true,"
             f' base_url: "http://127.0.0.1:{port}/{case.name}{option}/v1"}}\n'
             for case, option in wanted
         )
         chains = "".join(
-            f"  c.{name_of(case, option)}: [{name_of(case, option)}/m]\n"
-            for case, option in wanted
+            f"  c.{name_of(case, option)}: [{name_of(case, option)}/m]\n" for case, option in wanted
         )
         text = (
             "defaults: {retry: {same_target: 0}}\nprices: {unpriced: allow}\n"

@@ -26,8 +26,7 @@ from gateway.config.mistakes import ConfigError
 from gateway.errors import GatewayError
 from gateway.state.embedded.keys import KeyStore
 from gateway.telemetry.logs import RequestLog
-from tests.integration.rig import Gateway, Line, get, post, until
-from tests.integration.test_wrong_requests import digest
+from tests.integration.rig import Gateway, Line, digest, get, post, until
 from tests.support.house import ADMIN_KEY
 
 

@@ -6,7 +6,6 @@ doubt.
 
 import contextlib
 import gzip
-import hashlib
 import json
 import socket
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from tests.integration.rig import (
     Line,
     ask,
     chat,
+    digest,
     get,
     post,
     provider,
@@ -271,10 +271,6 @@ WRONG = {
         "body_too_large", None, (f"{MOST_BODY} bytes", "server.max_body"), 413,
     ),
 }  # fmt: skip
-
-
-def digest(key):
-    return hashlib.sha256(key.encode()).hexdigest()
 
 
 @pytest.fixture(scope="module")

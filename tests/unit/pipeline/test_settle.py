@@ -153,6 +153,7 @@ def test_delivered_content_always_has_usage(told, delivered, finished, status, c
     attempt.first_content = 1000.0 if delivered else None
     attempt.finished = finished and cause is None
     attempt.failure = fails(cause) if cause else None
+    world.under_way.asked(attempt.target.name)
     world.settle.attempt(exchange, attempt)
     assert attempt.usage is not None
     if delivered:
