@@ -40,8 +40,8 @@ class Attempt:
 
     __slots__ = (
         "accounts", "bound", "checkpointed", "closed", "cost", "delivered", "ended", "failure",
-        "finished", "first_content", "id", "kind", "opened", "probe", "started", "status",
-        "target", "usage",
+        "finished", "first_content", "hurried", "id", "kind", "opened", "probe", "started",
+        "status", "target", "usage",
     )  # fmt: skip
 
     def __init__(self, id: str, target: Target, started: float) -> None:
@@ -62,6 +62,7 @@ class Attempt:
         self.cost: Cost = NOTHING
         self.delivered = 0  # UTF-8 bytes of content that came
         self.checkpointed = 0
+        self.hurried = False  # its caller gave it less than it needs: no verdict on the target
         self.closed = False
 
     @property

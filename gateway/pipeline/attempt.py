@@ -31,7 +31,7 @@ from gateway.pipeline.answer import Answer, Streaming, Whole
 from gateway.pipeline.backoff import after_hint, jitter
 from gateway.pipeline.estimate import Outputs, target_demands
 from gateway.pipeline.onward import onward
-from gateway.pipeline.plan import MIN_ATTEMPT, NOTHING_SPENT, Planner, ordered
+from gateway.pipeline.plan import MIN_ATTEMPT, NEED_SHARE, NOTHING_SPENT, Planner, ordered
 from gateway.pipeline.settle import Settle
 from gateway.pipeline.tell import cut, exhausted, trace
 from gateway.wire import json
@@ -126,6 +126,7 @@ class _Walk(AbstractAsyncContextManager[Answer]):
                 return answer
             except Failed as failed:
                 failure = attempt.failure = failed.failure
+                attempt.hurried = self._hurried(attempt, failure)
                 self._exchange.trail.append((attempt.target.name, attempt.outcome))
             except BaseException:
                 await self._close(attempt)
@@ -326,6 +327,16 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         return exhausted(
             self._exchange, plan.skipped if plan else (), self._steps.clock.monotonic()
         )
+
+    def _hurried(self, attempt: Attempt, failure: Failure) -> bool:
+        """Whether the caller's own clock ended it before a quarter of ours was over."""
+        hints, late = self._facts.hints, failure.cause in {Cause.FIRST_TOKEN, Cause.TIMEOUT}
+        if not late or (hints.deadline is None and hints.first_token is None):
+            return False
+        chain = self._spent.chain or self._facts.chain
+        clocks = next(one.timeouts for one in chain.leaves() if one.name == attempt.target.name)
+        clock = clocks.first_token if self._facts.request.stream else clocks.answer
+        return self._steps.clock.monotonic() - attempt.started < NEED_SHARE * clock
 
     # -- one attempt ----------------------------------------------------------------------------
 

@@ -858,7 +858,6 @@ def test_with_every_breaker_open_the_caller_is_told_when(own, tmp_path):
 
 
 @pytest.mark.parametrize("header", ["x_gateway_deadline", "x_gateway_first_token"])
-@pytest.mark.xfail(reason="the caller's own clock counts against the target", strict=False)
 def test_a_caller_in_a_hurry_cannot_open_a_breaker_for_the_others(own, tmp_path, header):
     """Callers may only narrow: a well target that was given 300 ms is not to blame."""
     own.manner("p", Manner(ttft=0.6))
@@ -926,6 +925,79 @@ def test_in_a_storm_every_caller_gets_one_whole_answer_and_the_bill_agrees(own, 
 
 def text_is_whole(said):
     return said in {FIRST_TEXT, SECOND_TEXT, OTHER_TEXTS["malformed", True]}
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "look_up",
+            "parameters": {
+                "type": "object",
+                "properties": {"word": {"type": "string"}, "page": {"type": "integer"}},
+            },
+        },
+    }
+]
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("fault", [faults.error_event(), faults.cut(0), faults.malformed(0, 3)])
+def test_a_tool_call_comes_whole_from_the_second_target(own, tmp_path, fault, n):
+    own.set("p", fault)
+    with house(own, tmp_path, CHAIN) as gateway, sdk(gateway) as client:
+        with client.chat.completions.stream(
+            model="smart", messages=MESSAGES, tools=TOOLS, tool_choice="required", n=n
+        ) as events:
+            for _ in events:
+                pass
+            answer = events.get_final_completion()
+        assert len(answer.choices) == n
+        for choice in answer.choices:
+            (call,) = choice.message.tool_calls
+            assert call.function.name == "look_up"
+            assert json.loads(call.function.arguments).keys() == {"word", "page"}
+            assert choice.finish_reason == "tool_calls"
+
+
+@pytest.mark.xfail(reason="skipped malformed events may be pieces of arguments", strict=False)
+@pytest.mark.parametrize("lost", [1, 3])
+def test_a_tool_call_that_lost_a_piece_is_not_told_as_whole(own, tmp_path, lost):
+    own.set("p", faults.malformed(lost))
+    with house(own, tmp_path, CHAIN) as gateway:
+        answer = ask(gateway.port, chat("smart", stream=True, tools=TOOLS, tool_choice="required"))
+        frames = [json.loads(data) for data in answer.events if data != "[DONE]"]
+        calls = [
+            call["function"].get("arguments") or ""
+            for frame in frames
+            for choice in frame.get("choices", ())
+            for call in choice["delta"].get("tool_calls") or ()
+        ]
+        try:
+            json.loads("".join(calls))
+        except ValueError:
+            assert "[DONE]" not in answer.events
+
+
+def test_a_target_above_the_caller_s_price_is_passed_over(own, tmp_path):
+    prices = (
+        "prices: {p/m: [{input: 100.00, output: 400.00}], f/m: [{input: 0.01, output: 0.01}]}\n"
+    )
+    with house(own, tmp_path, CHAIN + prices) as gateway:
+        answer = ask(gateway.port, chat("smart", max_tokens=99), x_gateway_max_cost_usd="0.01")
+        assert answer.headers["x-gateway-path"] == "p/m:too_dear,f/m:ok"
+        assert Decimal(answer.headers["x-gateway-cost-usd"]) <= Decimal("0.01")
+        assert own.calls("p") == []
+
+
+@pytest.mark.parametrize("fault", [faults.rate_limited(5), faults.overloaded()])
+def test_a_chain_may_say_that_a_cause_stops_it(own, tmp_path, fault):
+    own.set("p", fault)
+    text = "chains: {smart: {try: [p/m, f/m], on: {rate_limited: stop, overloaded: stop}}}\n"
+    with house(own, tmp_path, text) as gateway:
+        answer = ask(gateway.port, chat("smart"))
+        assert answer.status in {429, 503}
+        assert len(own.calls("f")) == 0
 
 
 def test_usage_is_always_asked_for_and_shown_only_to_who_asked(own, tmp_path):

@@ -193,7 +193,7 @@ class LocalHealth:
         if seat is None:
             return
         failure = attempt.failure
-        if failure is not None:
+        if failure is not None and not attempt.hurried:
             self._failed(seat, attempt, failure)
         elif attempt.finished:
             self._succeeded(seat, attempt)

@@ -587,7 +587,7 @@ scripts = st.one_of(
     st.booleans(),
     st.booleans(),
 )
-def test_any_script_ends_once_in_time_and_within_its_attempts(  # noqa: PLR0917
+def test_any_script_ends_once_in_time_and_within_its_attempts(
     script,
     attempts,
     same,
