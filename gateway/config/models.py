@@ -550,8 +550,6 @@ class Key(Section):
     """The last day (UTC) it works."""
     role: Annotated[Role, *_words("client", "agent", "metrics", "admin")] = "client"
     """What it is for."""
-    test: Truth = False
-    """Allows fault headers of the simulator."""
     limits: CallerLimits = CallerLimits()
     """Narrower than its tier's."""
 

@@ -641,7 +641,6 @@ class Resolver:
             role=key.role,
             chains=team.chains if key.chains is None else self._allowed(key.chains),
             accounts=(*accounts("key", key.name, _rows(limits)), *team.accounts),
-            test=key.test,
         )
         expires = prices.midnight(key.expires) + _DAY if key.expires else None
         return DeclaredKey(key.name, key.hash, principal, expires)

@@ -35,6 +35,11 @@ def _cleaned(value: Any) -> Any:
         return [_cleaned(inner) for inner in value]
     if not isinstance(value, dict):
         return value
+    if "properties" in value:  # their names are keys of the file: one may be called `default`
+        named = {name: _cleaned(inner) for name, inner in value["properties"].items()}
+        return _cleaned({k: v for k, v in value.items() if k != "properties"}) | {
+            "properties": named
+        }
     made = {
         key: _cleaned(inner)
         for key, inner in value.items()

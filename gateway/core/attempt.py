@@ -83,8 +83,8 @@ class Exchange:
 
     __slots__ = (
         "api", "attempts", "chain_name", "dropped", "ended", "error", "facts", "finish_reason",
-        "finished", "id", "paused", "plan", "planned", "principal", "reservation", "settled",
-        "skips", "started", "status", "streaming", "told", "trail", "waited",
+        "finished", "headroom", "id", "paused", "plan", "planned", "principal", "reservation",
+        "settled", "skips", "started", "status", "streaming", "told", "trail", "waited",
     )  # fmt: skip
 
     def __init__(self, id: str, api: str, started: float) -> None:
@@ -96,6 +96,7 @@ class Exchange:
         self.plan: Plan | None = None
         self.planned = 0.0  # when the first plan and its reservation stood
         self.reservation: Reservation | None = None
+        self.headroom: Sequence[Headroom] = ()  # of the caller's tightest accounts
         self.attempts: list[Attempt] = []
         self.skips: list[Skip] = []
         self.trail: list[tuple[str, str]] = []  # (target, cause): skips and failures, in order

@@ -117,8 +117,8 @@ class Health(Protocol):
         """A probe has content: its breaker need not wait for the end of a long stream."""
         ...
 
-    def deposit(self, target: Target) -> None:
-        """A first attempt on a target feeds its retry budget by 0.2."""
+    def deposit(self, target: Target, share: float) -> None:
+        """A first attempt on a target feeds its retry budget by `share` of a retry."""
         ...
 
     def withdraw(self, target: Target) -> bool:

@@ -43,7 +43,6 @@ class Principal:
     default_max_tokens: int | None = None
     priority: Priority = "normal"
     wait: float = 0.0
-    test: bool = False
     told: tuple[Account, ...] = field(init=False)  # those whose headroom answers tell
 
     def __post_init__(self) -> None:

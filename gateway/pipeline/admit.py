@@ -32,11 +32,16 @@ class Admit:
         facts, plan = exchange.facts, exchange.plan
         if facts is None or plan is None:
             raise AssertionError("admit comes after plan")
-        taken = self._ahead(facts, plan) or await self._reserve(exchange, facts, plan)
-        if isinstance(taken, Refusal):
-            if facts.principal.wait <= 0 or not _worth_waiting(taken):
-                raise refused(taken)
-            taken = await self._wait(exchange, facts, taken)
+        try:
+            taken = self._ahead(facts, plan) or await self._reserve(exchange, facts, plan)
+            if isinstance(taken, Refusal):
+                if facts.principal.wait <= 0 or not _worth_waiting(taken):
+                    raise refused(taken)
+                taken = await self._wait(exchange, facts, taken)
+        except RateLimited:
+            exchange.headroom = self.limiter.headroom(facts.principal.told)
+            raise
+        exchange.headroom = taken.headroom
         return taken
 
     def over(self, exchange: Exchange) -> None:

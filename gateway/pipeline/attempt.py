@@ -370,7 +370,7 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         steps.settle.under_way.asked(target.name)
         self._spent = json.changed(self._spent, calls=calls)
         if target.id not in self._calls and not self._facts.hints.client_retry:
-            steps.health.deposit(target)
+            steps.health.deposit(target, self._retry().budget)
         self._calls[target.id] = self._calls.get(target.id, 0) + 1
         return attempt
 
@@ -404,6 +404,9 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         steps, request = self._steps, self._facts.request
         adapter = steps.adapters[attempt.target.id]
         upstream = adapter.request(request, attempt.id)
+        if (parent := self._facts.hints.traceparent) is not None:
+            headers = {**upstream.headers, "traceparent": parent}
+            upstream = json.changed(upstream, headers=headers)
         sending = steps.transport.send(
             upstream, candidate.timeouts, candidate.seconds, self._facts.deadline
         )
@@ -434,6 +437,7 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         self._exchange.finish_reason = event.finish_reason
         await self._close(attempt)
         if self._facts.hints.trace:
+            self._exchange.status = 200
             told = trace(self._exchange, self._steps.snapshot, self._steps.clock)
             wire = json.join(json.split(event.wire) | {"gateway": json.raw(told)})
             event = event._replace(wire=wire)

@@ -11,6 +11,7 @@ from gateway.core.snapshot import Snapshot
 from gateway.core.target import Chain
 from gateway.errors import InvalidRequest, NotAllowed, NotFound
 
+CALLERS = frozenset({"client", "agent"})  # the roles that may call models
 RANK = {"low": 0, "normal": 1, "high": 2}
 
 
@@ -23,6 +24,8 @@ def gather(call: Call, principal: Principal, request: Request, snapshot: Snapsho
         InvalidRequest: a hint names what does not exist.
     """
     hints = call.hints
+    if principal.role not in CALLERS:
+        raise NotAllowed(f"A key of role '{principal.role}' may not call models: use a client's.")
     if hints is not NO_HINTS:
         _rights(hints, principal)
     chain = _chain(request.model, principal, snapshot)
@@ -51,6 +54,8 @@ def gather(call: Call, principal: Principal, request: Request, snapshot: Snapsho
 
 def allowed(principal: Principal, snapshot: Snapshot) -> tuple[str, ...]:
     """The model names this caller may use, in order of the file."""
+    if principal.role not in CALLERS:
+        return ()
     if principal.chains is None:
         return tuple(snapshot.chains)
     mine = {snapshot.chains[name].name for name in principal.chains if name in snapshot.chains}

@@ -39,8 +39,8 @@ SHOWN_MESSAGE = 2048  # characters of an upstream's own message
 def early_headers(exchange: Exchange, snapshot: Snapshot) -> dict[str, str]:
     """What is known when a keepalive has to send the head before anybody has answered."""
     headers = {"x-gateway-config": snapshot.config, "x-gateway-chain": exchange.chain_name}
-    if exchange.reservation is not None:
-        _limits(headers, exchange.reservation.headroom)
+    if exchange.headroom:
+        _limits(headers, exchange.headroom)
     return headers
 
 
@@ -87,6 +87,7 @@ def note(exchange: Exchange, clock: Clock) -> bytes:
 def tell(error: GatewayError, exchange: Exchange, snapshot: Snapshot, clock: Clock) -> GatewayError:
     """The error with everything the road knows of it: attempts, headers, the trace if wanted."""
     exchange.error = error
+    exchange.status = error.status
     error.request_id = exchange.id
     if error.should_retry and error.retry_after is not None:
         later = error.retry_after * random.uniform(1, 1 + RETRY_SPREAD)  # noqa: S311 - spreads load

@@ -163,9 +163,6 @@ ORDER = ("version", "server", "state", "defaults", "providers", "targets", "chai
          "teams", "keys", "prices", "observe")  # fmt: skip
 NAMES = {"providers": "NAME", "targets": "NAME", "chains": "NAME", "tiers": "NAME",
          "teams": "NAME", "prices": "PROVIDER/MODEL"}  # fmt: skip
-NO_EFFECT = {"keys[].test", "defaults.retry.budget"}
-"""Keys the loader takes and nothing reads yet."""
-
 CLOCKS = ("connect", "first_token", "answer", "idle", "reasoning_slack")
 LIMITS = ("rpm", "burst", "tpm", "concurrency")
 RATES = ("input", "output", "cached_input", "cache_write_5m", "cache_write_1h", "reasoning",
@@ -202,8 +199,6 @@ class _Reference:
     def _key(self, path: str, told: Mapping[str, Any], *, required: bool) -> Iterator[Row]:
         """The key itself, then what stands below it."""
         said = _text(told.get("description", ""))
-        if path in NO_EFFECT:
-            said += " *No effect in this version.*"
         below = list(self._below(path, told))
         kind = "" if below and not _scalars(told) else self._kind(told)
         default = "required" if required else self._default(path, told)

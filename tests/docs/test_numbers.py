@@ -68,7 +68,7 @@ WORDS = [
     ("chains", "at most four times a second", attempt.PANIC_EVERY == 0.25),
     ("chains", "traffic returns in quarters", health.SHARES == (0.25, 0.5, 0.75)),
     ("chains", "a bucket of 10", health.FULL == 10 * health.RETRY),
-    ("chains", "feeds by a fifth", health.DEPOSIT * 5 == health.RETRY),
+    ("chains", "feeds by a fifth", Retry().budget * 5 == 1),
     ("chains", "in the last 10 minutes", health.LEARNT == 600),
     ("streams", "At most 64 KiB", answer.MAX_HELD == 64 * 1024),
     ("streams", "above 32 MiB", attempt.MAX_ANSWER == 32 * 1024 * 1024),

@@ -235,13 +235,6 @@ def test_the_reasons_to_skip_are_those_of_the_planner() -> None:
 # Keys of the file
 
 
-def test_a_key_without_effect_is_still_without_effect() -> None:
-    """Take it off `made.NO_EFFECT` once something reads it."""
-    source = "".join(path.read_text() for path in SOURCE if "/config/" not in str(path))
-    assert not re.search(r"principal\.test\b", source)
-    assert not re.search(r"(retry|_retry\(\))\.budget\b", source)
-
-
 def test_the_reference_has_every_field_of_the_models() -> None:
     told = page("docs/configuration.md")
     fields: set[str] = set()

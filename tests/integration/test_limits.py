@@ -439,18 +439,18 @@ def test_who_waited_long_enough_is_told_the_queue_is_full(sim, tmp_path):
 
 def test_a_stream_in_line_is_kept_alive_and_then_answered_or_told(sim, tmp_path):
     chains = "chains: {smart: {try: [p/m], keepalive: 50ms}}\n"
-    with house(sim, tmp_path, f"\n{chains}{waiting('400ms')}") as gateway:
-        with Line(gateway.port) as line:
-            with held(sim, gateway):
-                answer = call(gateway, stream=True)
-                assert answer.status == 200  # the head had gone with the first comment
-                assert answer.comments.count(": keepalive") >= 3
-                (event,) = answer.events
-                error = json.loads(event)["error"]
-                assert (error["code"], error["type"]) == ("queue_full", "rate_limit_error")
-                line.send(post(chat("smart", stream=True), x_api_key="k"))
-                line.until(b": keepalive")
-            assert line.until(b"0\r\n\r\n").count(b"data: [DONE]") == 1
+    text = f"\n{chains}{waiting('400ms')}"
+    with house(sim, tmp_path, text) as gateway, Line(gateway.port) as line:
+        with held(sim, gateway):
+            answer = call(gateway, stream=True)
+            assert answer.status == 200  # the head had gone with the first comment
+            assert answer.comments.count(": keepalive") >= 3
+            (event,) = answer.events
+            error = json.loads(event)["error"]
+            assert (error["code"], error["type"]) == ("queue_full", "rate_limit_error")
+            line.send(post(chat("smart", stream=True), x_api_key="k"))
+            line.until(b": keepalive")
+        assert line.until(b"0\r\n\r\n").count(b"data: [DONE]") == 1
 
 
 def test_a_caller_s_deadline_bounds_its_wait(sim, tmp_path):

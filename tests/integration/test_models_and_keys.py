@@ -400,8 +400,9 @@ ONE = "chains: {smart: [p/m]}\n"
 OTHER = "chains: {smart: [f/m], new: [f/m]}\n"
 
 
-def test_a_changed_file_is_in_force_by_itself_and_spares_what_is_under_way(sim, tmp_path):
-    sim.manner("p", Manner(tokens=60, gap=0.06))
+def test_a_changed_file_is_in_force_by_itself_and_spares_what_runs(sim, tmp_path, monkeypatch):
+    monkeypatch.setattr("gateway.app.house.LOOK", 0.3)  # seconds between looks
+    sim.manner("p", Manner(tokens=30, gap=0.05))
     with Gateway(config(sim, ONE), tmp_path / "state", file=True) as gateway:
         before = fetch(gateway.port, "/v1/models")
         assert names(before) == ["smart"]
@@ -419,7 +420,7 @@ def test_a_changed_file_is_in_force_by_itself_and_spares_what_is_under_way(sim, 
             assert kept.answer().headers["x-gateway-config"] == answer.headers["x-gateway-config"]
             old = line.answer()
             assert old.events[-1] == "[DONE]"
-            assert text_of(old) == "".join(words(MESSAGES, Manner(tokens=60)))
+            assert text_of(old) == "".join(words(MESSAGES, Manner(tokens=30)))
             assert old.headers["x-gateway-config"] != answer.headers["x-gateway-config"]
 
 

@@ -430,7 +430,7 @@ class FakeHealth:
     def answered(self, attempt: Attempt, target: Target) -> None:
         self.recorded.append((target.id, "answered"))
 
-    def deposit(self, target: Target) -> None:
+    def deposit(self, target: Target, share: float) -> None:
         self.deposits.append(target.id)
 
     def withdraw(self, target: Target) -> bool:

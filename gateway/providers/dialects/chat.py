@@ -60,6 +60,8 @@ class Chat:
         dropped: tuple[str, ...] = ()
         if self._touched:
             dropped = self._apply(members, request)
+        if ours := GATEWAY_ONLY & request.members.keys():
+            dropped = tuple(sorted({*dropped, *ours}))
         headers = self._streaming if request.stream else self._headers
         return UpstreamRequest(
             "POST",

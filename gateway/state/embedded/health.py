@@ -28,7 +28,7 @@ AUTH, LONGEST_AUTH = 60.0, 3600.0
 GONE = 60.0
 LEARNT = 600.0
 FEATURES = 32  # learnt at most for one target
-FULL, DEPOSIT, RETRY = 10_000, 200, 1_000  # the retry budget, in thousandths
+FULL, RETRY = 10_000, 1_000  # the retry budget, in thousandths
 HELD_OPEN = 60.0  # told as the time left while an operator holds a breaker open
 
 Name = Literal["closed", "half-open", "open"]
@@ -176,10 +176,10 @@ class LocalHealth:
         if seat is not None:
             self._give_back(seat)
 
-    def deposit(self, target: Target) -> None:
+    def deposit(self, target: Target, share: float) -> None:
         seat = self._seat(target)
         if seat is not None and seat.budget < FULL:
-            seat.budget = min(FULL, seat.budget + DEPOSIT)
+            seat.budget = min(FULL, seat.budget + round(share * RETRY))
 
     def withdraw(self, target: Target) -> bool:
         seat = self._seat(target)

@@ -403,13 +403,13 @@ def test_retries_are_at_most_ten_and_a_fifth_of_the_first_attempts() -> None:
     granted = sum(ward.health.withdraw(GPT) for _ in range(50))
     assert granted == 10
     for _ in range(49):
-        ward.health.deposit(GPT)
+        ward.health.deposit(GPT, 0.2)
         granted += ward.health.withdraw(GPT)
     assert granted == 10 + 9
-    ward.health.deposit(GPT)
+    ward.health.deposit(GPT, 0.2)
     assert ward.health.withdraw(GPT)
     for _ in range(1000):
-        ward.health.deposit(GPT)
+        ward.health.deposit(GPT, 0.2)
     assert sum(ward.health.withdraw(GPT) for _ in range(50)) == 10
 
 
