@@ -146,6 +146,7 @@ def audit(
         if row.lost:
             assert row.flags == "estimated", row
             assert caller.fate == "broken", (row, caller, "its caller has the whole answer")
+            assert bill is not None or row.output == 0, (row, "tokens out of nothing")
             found.lost += 1
             found.unheard += bill is None
             found.counted += row.output > 0

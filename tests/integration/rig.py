@@ -162,7 +162,7 @@ def provider(sim: UpstreamThread, name: str, more: str = "") -> str:
     return f"  {name}: {{{said}}}\n"
 
 
-def declared(name: str, more: str = "test: false") -> str:
+def declared(name: str, more: str = "role: client") -> str:
     """A line of `keys:` for a caller who shows his name."""
     return f"  - {{name: {name}, hash: 'sha256:{digest(name)}', {more}}}\n"
 

@@ -24,7 +24,6 @@ ROOT = Path(__file__).parent.parent.parent
 LOOK = 0.002  # seconds between looks at a log or a child
 PATIENCE = 20.0  # seconds a gateway may take to come up or to end
 _API = re.compile(r"^  API +http://127\.0\.0\.1:(\d+)/v1 .*\n(?:.*\n)*\n", re.MULTILINE)
-_ADMIN = re.compile(r"^  admin +(http://\S+)", re.MULTILINE)
 
 
 class Gateway:
@@ -58,13 +57,6 @@ class Gateway:
         writer.close()
         assert told.startswith(b"HTTP/1.1 200 "), told
         return port
-
-    @property
-    def admin(self) -> str:
-        """Where the admin API is; it is up."""
-        found = _ADMIN.search(self.log)
-        assert found is not None
-        return found[1]
 
     def signal(self, number: signal.Signals) -> None:
         if self.code is None:

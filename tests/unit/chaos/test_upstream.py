@@ -141,10 +141,11 @@ async def connected(
         await asyncio.sleep(0)
 
 
-async def rest_of(reader: asyncio.StreamReader, patience: float = 0.1) -> Seen:
+async def rest_of(reader: asyncio.StreamReader, patience: float = 0.15) -> Seen:
+    """What comes until a silence; the first byte may take longer, on a machine that is busy."""
     raw = b""
     try:
-        async with asyncio.timeout(patience) as limit:
+        async with asyncio.timeout(max(patience, 1.0)) as limit:
             while data := await reader.read(1 << 20):
                 raw += data
                 if b"SIM PROCESSING" in data:
