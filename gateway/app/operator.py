@@ -143,7 +143,8 @@ class Operator:
         return {"config": done.config, "problem": done.problem, "note": done.note}
 
     async def drain(self) -> None:
-        self._inside.begin_drain()
+        if not self._inside.readiness.draining:  # asked twice over HTTP is no hurry
+            self._inside.begin_drain()
 
     def breaker(self, target: str, to: Override) -> Mapping[str, Any] | None:
         mine = [t for t in self._inside.snapshot.targets.values() if target in {t.name, t.id}]

@@ -48,6 +48,8 @@ def command(*, config: Path, listen: str, admin: str, loop_name: str, quiet: boo
     run = uvloop.run if loop_name == "uvloop" else asyncio.run
     try:
         run(_serve(house, loop_name, quiet=quiet))
+    except asyncio.CancelledError:
+        say.note("Ended before it was up.")
     except OSError as error:
         why = str(error) if not error.filename else f"{error.filename}: {error.strerror}"
         raise Stop(f"The gateway cannot start: {why}", "gateway doctor", UNAVAILABLE) from None
@@ -92,16 +94,37 @@ async def _serve(house: House, loop_name: str, *, quiet: bool) -> None:
     log = RequestLog(house.clock, form, sys.stdout, lambda: house.snapshot.config)
     with log:
         house.wishes = replace(house.wishes, listeners=(log,))
+        signals = _Signals(house)
         async with house.running():
+            signals.up = True
             _greet(house, loop_name)
-            loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGTERM, house.begin_drain)
-            loop.add_signal_handler(signal.SIGINT, house.begin_drain)
-            loop.add_signal_handler(signal.SIGHUP, house.begin_reload)
             gc.collect()
             gc.freeze()
             gc.set_threshold(GARBAGE, 50, 50)
             await house.over.wait()
+
+
+class _Signals:
+    """SIGTERM and SIGINT drain, SIGHUP reloads; before the doors are open they end, and nothing."""
+
+    def __init__(self, house: House) -> None:
+        self.up = False
+        self._house = house
+        self._starting = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._end)
+        loop.add_signal_handler(signal.SIGINT, self._end)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _end(self) -> None:
+        if self.up:
+            self._house.begin_drain()
+        elif self._starting is not None:
+            self._starting.cancel()
+
+    def _reload(self) -> None:
+        if self.up:
+            self._house.begin_reload()
 
 
 def _greet(house: House, loop_name: str) -> None:

@@ -153,6 +153,7 @@ class Failure:
         retry_after: seconds the upstream asked us to wait.
         feature: for `unable`: the parameter or ability that is refused.
         throttles: whether `rate_limited` rests the target ("request too large" does not).
+        redialled: a dead connection of the pool was replaced already, and the fresh one failed.
     """
 
     cause: Cause
@@ -162,6 +163,7 @@ class Failure:
     retry_after: float | None = None
     feature: str | None = None
     throttles: bool = True
+    redialled: bool = False
 
 
 class Failed(Exception):

@@ -224,7 +224,7 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         return self._fresh(failed)
 
     def _may_repeat(self, target: Target, failure: Failure) -> bool:
-        if WAY_ON[failure.cause].same is Same.NEVER or not failure.throttles:
+        if WAY_ON[failure.cause].same is Same.NEVER or not failure.throttles or failure.redialled:
             return False
         if 300 <= (failure.status or 0) < 400:  # a redirect is no blip
             return False

@@ -6,6 +6,7 @@ the standard library's logging, by way of a bounded queue, and their exceptions 
 it may hold what nobody should read.
 """
 
+import errno
 import logging
 import logging.handlers
 import queue
@@ -122,8 +123,10 @@ class RequestLog:
         try:
             self._out.write("".join(lines))
             self._out.flush()
-        except (OSError, ValueError):
-            self._silent = True  # nobody reads any more
+        except ValueError:
+            self._silent = True  # closed
+        except OSError as error:  # a full disk may have room again; a reader who left stays away
+            self._silent = error.errno in {errno.EPIPE, errno.EBADF}
 
     def _keep(self, what: Event | Line, now: float) -> None:
         waiting = len(self._waiting)

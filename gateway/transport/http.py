@@ -11,6 +11,7 @@ connection is lent across.
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -242,6 +243,7 @@ class _Sending:
         dog = self._dog = Watchdog(
             transport.clock, self._timeouts, self._seconds, self._deadline, stream=request.stream
         )
+        redialled = False
         try:
             line = pool.lend(idle)
             if line is None:
@@ -255,9 +257,13 @@ class _Sending:
                     # The pool lent a connection that was dead already: that is nobody's failure.
                     self._abort()
                     dog.dialling()
+                    redialled = True
                     answer = await self._ask(await pool.dial(origin), head)
         except BaseException as error:  # noqa: BLE001 - cancellation may be the watchdog's
-            raise self._ended(error, before_head=True) from None
+            ended = self._ended(error, before_head=True)
+            if redialled and isinstance(ended, Failed):
+                ended = Failed(replace(ended.failure, redialled=True))
+            raise ended from None
         self.status = answer.status
         self.headers = headers = answer.headers
         if type(headers) is dict and headers.get("content-encoding", "identity") != "identity":

@@ -270,7 +270,10 @@ class Decoder:
         except (repair.Broken, json.JSONError):
             self.malformed += 1
             self._malformed += 1
-            if self._malformed >= MOST_MALFORMED:
+            if any(known.calls and not known.finished for known in self._choices.values()):
+                self._over = True  # the piece that is lost may be one of the arguments
+                events.append(_failed(Cause.MALFORMED, "sent a broken event within a tool call"))
+            elif self._malformed >= MOST_MALFORMED:
                 self._over = True
                 events.append(
                     _failed(Cause.MALFORMED, f"sent {MOST_MALFORMED} broken events in a row")
