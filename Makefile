@@ -11,24 +11,33 @@ PYTEST := $(BIN)/python -m pytest
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Runtime only: what the demo and a server need. The marker carries what it was made of.
+# The installer: uv, else the pip that is there (from 22.3 on it can install into another
+# environment, which saves bootstrapping one), else a pip of the environment's own.
+define INSTALLER
+if [ -n "$(UV)" ]; then \
+  without=--without-pip; install() { VIRTUAL_ENV=$(VENV) $(UV) pip install -q --no-deps "$$@"; }; \
+elif $(PYTHON) -c 'import pip, sys; sys.exit([int(n) for n in pip.__version__.split(".")[:2]] < [22, 3])' 2>/dev/null; then \
+  without=--without-pip; install() { $(PYTHON) -m pip --python $(BIN)/python install $(PIP_FLAGS) "$$@"; }; \
+else \
+  without=; install() { $(BIN)/python -m pip install $(PIP_FLAGS) "$$@"; }; \
+fi
+endef
+PIP_FLAGS := -q --disable-pip-version-check --no-compile --no-deps
+
+# Runtime only: what the demo and a server need.
 $(VENV)/.ok: pyproject.toml requirements.lock
 	@printf '» creating $(VENV) and installing gateway … ' >&2; began=$$(date +%s); \
-	$(PYTHON) -m venv $(VENV) >/dev/null 2>$(VENV).log || \
+	$(INSTALLER); \
+	$(PYTHON) -m venv $$without $(VENV) >$(VENV).log 2>&1 || \
 	  { echo; cat $(VENV).log; echo 'venv is missing: apt-get install python3-venv (or your system'\''s package)'; exit 1; }; \
-	if [ -n "$(UV)" ]; then \
-	  VIRTUAL_ENV=$(VENV) uv pip install -q --require-hashes -r requirements.lock && \
-	  VIRTUAL_ENV=$(VENV) uv pip install -q --no-deps -e . ; \
-	else \
-	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.lock 2>$(VENV).log && \
-	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e . 2>>$(VENV).log ; \
-	fi || { echo; cat $(VENV).log >&2; exit 1; }; \
+	{ install --require-hashes -r requirements.lock && install -e . ; } >$(VENV).log 2>&1 || \
+	  { echo; cat $(VENV).log >&2; exit 1; }; \
 	rm -f $(VENV).log; printf 'done (%s s)\n' $$(( $$(date +%s) - began )) >&2
 	@touch $@
 
 # Tests and linters on top.
 $(VENV)/.ok-dev: $(VENV)/.ok requirements-dev.lock
-	@$(if $(UV),VIRTUAL_ENV=$(VENV) uv pip install -q,$(BIN)/python -m pip install -q --disable-pip-version-check) --require-hashes -r requirements-dev.lock
+	@$(INSTALLER); install --require-hashes -r requirements-dev.lock
 	@touch $@
 
 install: $(VENV)/.ok-dev  ## everything a developer needs, in .venv

@@ -41,7 +41,7 @@ from gateway.core.usage import Cost
 from gateway.errors import GatewayError
 from gateway.state.embedded.reports import total
 
-PACE = 0.1  # seconds between two requests
+PACE = 0.06  # seconds between two requests
 WIDTH = 8  # cells of a bar
 FULL = 180.0  # milliseconds a whole bar stands for, unless a request takes longer
 WELL = Manner(latency=0.04, ttft=0.03, gap=0.001)
