@@ -290,7 +290,7 @@ def shortcut(facts: Facts, state: State, reserve: float) -> Plan | None:
     has room is not looked into: to reserve tells, and where there is none the whole plan is made.
     """
     chain = facts.chain
-    if chain.fixed is None or chain.max_cost is not None or not facts.hints.plain:
+    if chain.fixed is None or not facts.hints.plain:
         return None
     leaf, target = chain.fixed[0]
     judged = _judge(facts, state, NOTHING_SPENT, leaf, target)
