@@ -395,9 +395,8 @@ def how_long(headers: Mapping[str, str], message: str, *, status: int) -> float 
 
 def _scaled(text: str | None, unit: float) -> float | None:
     """A plain number above 0; junk, NaN, infinity and signs are nothing."""
-    if text is None or not _NUMBER.fullmatch(text.strip()):
-        return None
-    return float(text) * unit or None
+    number = "" if text is None else text.strip()
+    return (float(number) * unit or None) if _NUMBER.fullmatch(number) else None
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
