@@ -1,9 +1,16 @@
 """What the whole suite needs before it starts."""
 
+import os
 from types import SimpleNamespace
 
 import aiohttp
 import aioresponses.core
+from hypothesis import settings
+
+# CI judges a change, not the luck of the draw; everywhere else each run looks somewhere new.
+settings.register_profile("ci", derandomize=True, deadline=None)
+if os.environ.get("CI"):
+    settings.load_profile("ci")
 
 
 class _Response(aiohttp.ClientResponse):
