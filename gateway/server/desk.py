@@ -1,6 +1,7 @@
 """What both ports share: a name for each request, and the boundary where failures are spelled."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from email.utils import formatdate
 from http import HTTPStatus
 from os import urandom
@@ -43,7 +44,7 @@ class Names:
         return f"req_{int(now * 1000):012x}{self._chance[at : at + 16]}"
 
 
-class Desk:
+class Desk(ABC):
     """A `Port` for its connections; a port of its own says what it serves in `walk`.
 
     Args:
@@ -74,9 +75,9 @@ class Desk:
         self._second = 0
         self._date = ""
 
+    @abstractmethod
     async def walk(self, message: RawRequestMessage, call: Incoming, reply: Outgoing) -> None:
         """Answer a request whose head is here, or raise."""
-        raise NotImplementedError
 
     def date(self) -> str:
         second = int(self.clock.now())

@@ -126,7 +126,7 @@ class RequestLog:
         except ValueError:
             self._silent = True  # closed
         except OSError as error:  # a full disk may have room again; a reader who left stays away
-            self._silent = error.errno in {errno.EPIPE, errno.EBADF}
+            self._silent = isinstance(error, BrokenPipeError) or error.errno == errno.EBADF
 
     def _keep(self, what: Event | Line, now: float) -> None:
         waiting = len(self._waiting)

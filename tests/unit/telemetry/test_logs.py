@@ -1,5 +1,6 @@
 """Lines: what they say, what they never say, and that nobody waits for them."""
 
+import errno
 import io
 import logging
 import time
@@ -151,8 +152,11 @@ def test_a_blocked_stdout_holds_nobody_up():
 
 
 def test_a_stdout_that_is_gone_ends_the_log_quietly():
+    tried = []
+
     class Gone(io.StringIO):
         def write(self, text):
+            tried.append(text)
             raise BrokenPipeError
 
     made = RequestLog(ManualClock(), "json", Gone())
@@ -160,6 +164,26 @@ def test_a_stdout_that_is_gone_ends_the_log_quietly():
     made.flush()
     made.heard(Lifecycle("stopped"))
     made.flush()
+    assert len(tried) == 1
+
+
+def test_a_full_disk_does_not_end_the_log():
+    class Full(io.StringIO):
+        full = True
+
+        def write(self, text):
+            if self.full:
+                raise OSError(errno.ENOSPC, "no room")
+            return super().write(text)
+
+    out = Full()
+    made = RequestLog(ManualClock(), "json", out)
+    made.heard(Lifecycle("started"))
+    made.flush()
+    out.full = False
+    made.heard(Lifecycle("stopped"))
+    made.flush()
+    assert '"stop"' in out.getvalue()
 
 
 def test_the_thread_writes_by_itself_and_ends_with_the_log():
