@@ -178,7 +178,7 @@ def _give_back(limiter: EmbeddedLimiter, demands: list, accounts: tuple) -> None
 
 
 def _journal() -> Iterator[Step]:
-    journal = Journal(FOLDER, "micro", later=lambda _: None)  # `close` waits for the next `open`
+    journal = Journal(FOLDER, "micro")
     settle = _settle(EmbeddedLimiter(CLOCK), journal)
     opening = Opening(
         "req_0123456789abcdef01234567.1", CLOCK.now(), "bench", "load", "u-12345", None, "",
@@ -276,7 +276,7 @@ def _roads() -> Iterator[Step]:
 
 def _road(transport: Transport) -> Road:
     limiter, outputs = EmbeddedLimiter(CLOCK), Outputs()
-    journal = Journal(FOLDER, f"m{random.getrandbits(40):x}", later=lambda _: None)
+    journal = Journal(FOLDER, f"m{random.getrandbits(40):x}")
     health = LocalHealth(CLOCK, deaf, random.Random(1))
     metrics = Metrics("0")
     metrics.use(SNAPSHOT)

@@ -3,18 +3,22 @@
 A line is a JSON array. `["A", seq, [the fields of Opening]]`: an attempt is about to be made.
 `["C", seq, attempt id, tokens]`: output tokens so far. `["S", seq, attempt id, at, [the fields of
 Usage], the other fields of Line]`: it is settled. `seq` only grows, from segment to segment too.
-`A` is in the hands of the operating system when `open` returns, and takes along what waits; so are
-`S` and `C` when `close` and `checkpoint` return, unless `later` may put them off: then an answer
-can be with its caller, its `S` not yet written and the worker killed, and it is an estimate.
+A line is in the hands of the operating system when `open`, `close` or `checkpoint` returns; only on
+a full disk `S` and `C` wait, for the next line that finds room.
+
+The file is a shared mapping of blocks that are allocated before they are written (what lies behind
+the last line is zeros): a line is a copy in memory, which no full disk can cut short, and which
+does not let go of the interpreter's lock as `write(2)` does. That hand-over to the threads that
+ship and log costs a request ten times the copy.
 
 A crash may leave half a line at the end; whoever reads passes over what is no line. A segment that
 is full is followed by another that begins with the openings still unsettled, so the old one can go.
 A file is locked (flock) as long as its worker lives: a file that can be locked is an orphan.
 """
 
-import contextlib
 import errno
 import fcntl
+import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -29,6 +33,7 @@ from gateway.wire import json
 ROLL = 64 * 1024 * 1024
 MOST = 2**53  # no number in a line is larger: beyond it JSON readers and SQLite's sums give in
 PIECE = 1024 * 1024
+STEP = 1024 * 1024  # bytes allocated and mapped at once
 LOST = "worker_lost"
 LIVE = 10_000  # endings kept in memory for whoever ships them; beyond it they are read again
 
@@ -101,7 +106,6 @@ class Journal:
         folder: where the files are; exists.
         worker: unique for ever; part of the file name.
         heard: told of trouble.
-        later: calls back in this loop turn or the next (`loop.call_soon`); None: write at once.
         roll: bytes after which a new segment is begun.
 
     Raises:
@@ -114,29 +118,25 @@ class Journal:
         worker: str,
         *,
         heard: Callable[[Event], None] = lambda _: None,
-        later: Callable[[Callable[[], object]], object] | None = None,
         roll: int = ROLL,
     ) -> None:
         self.worker = worker
         self._folder = folder
         self._heard = heard
-        self._later = later
         self._roll = roll
         self._open: dict[str, Opening] = {}
         self._tokens: dict[str, int] = {}
-        self._pending: list[bytes] = []
+        self._pending: list[bytes] = []  # what found no room
         self._endings: list[Final] = []  # since `taken`
         self._written = 0  # so many of them are in the file
         self._whole = True  # none of them is missing
-        self._scheduled = False
-        self._broken = False  # the last write failed
-        self._torn = False  # and left half a line that could not be cut off
         self._seq = 0
         self._full: list[tuple[int, Part]] = []  # segments to ship and remove: (fd, part)
         self._number = 1
         self._dirty = True
         self._fresh = True  # the folder's entry for this segment is not on the platter
-        self._fd, self._path = _begin(folder, worker, self._number, b"")
+        self._fd, self._path, self._map = _begin(folder, worker, self._number, b"")
+        self._base, self._room = 0, len(self._map)  # from where to where it is mapped
         self._size = 0
 
     def __len__(self) -> int:
@@ -170,7 +170,7 @@ class Journal:
         if attempt_id not in self._open:
             return
         self._tokens[attempt_id] = tokens
-        if not self._broken:
+        if not self._pending:
             self._seq += 1
             self._append(_line(("C", self._seq, attempt_id, tokens)))
 
@@ -214,7 +214,6 @@ class Journal:
 
     def flush(self) -> bool:
         """Write what waits; False: the disk refused, it stays and is tried again."""
-        self._scheduled = False
         if not self._pending:
             return True
         try:
@@ -242,13 +241,15 @@ class Journal:
             lines.append(_line(("C", self._seq, attempt_id, tokens)))
         first = b"".join(lines)
         try:
-            fd, path = _begin(self._folder, self.worker, self._number + 1, first)
+            fd, path, mapped = _begin(self._folder, self.worker, self._number + 1, first)
         except OSError as error:
             self._trouble("segment", error)
             return
         self._full.append((self._fd, Part(self._path, self._size, done=True)))
+        self._map.close()
         self._number += 1
-        self._fd, self._path, self._size = fd, path, len(first)
+        self._fd, self._path, self._map, self._size = fd, path, mapped, len(first)
+        self._base, self._room = 0, len(mapped)
         self._dirty = self._fresh = True
 
     def remove(self, part: Part) -> None:
@@ -279,48 +280,43 @@ class Journal:
 
     def drop(self) -> None:
         """Let go of the files as a killed process would."""
+        self._map.close()
         for fd, _ in self._full:
             os.close(fd)
         os.close(self._fd)
         self._full.clear()
 
     def _append(self, line: bytes) -> None:
-        if self._later is None and not self._pending:
-            try:
-                self._write(line)
-            except OSError as error:
-                self._pending.append(line)
-                self._trouble("write", error)
-            return
-        self._pending.append(line)
-        if self._later is None:
+        if self._pending:
+            self._pending.append(line)
             self.flush()
-        elif not self._scheduled:
-            self._scheduled = True
-            self._later(self.flush)
+            return
+        try:
+            self._write(line)
+        except OSError as error:
+            self._pending.append(line)
+            self._trouble("write", error)
 
     def _write(self, data: bytes) -> None:
-        """All of it or nothing."""
-        if self._torn:
-            data = b"\n" + data
-        done = 0
-        try:
-            done = os.write(self._fd, data)
-            while done < len(data):
-                done += os.write(self._fd, data[done:])
-        except OSError:
-            if done:
-                size = _restore(self._fd, self._size)
-                self._torn = size != self._size
-                self._size = size
-            raise
-        self._size += done
+        """All of it, or nothing where the disk has no room."""
+        end = self._size + len(data)
+        if end > self._room:
+            self._move(end)
+        self._map[self._size - self._base : end - self._base] = data
+        self._size = end
         self._dirty = True
-        self._broken = self._torn = False
         self._written = len(self._endings)
 
+    def _move(self, end: int) -> None:
+        """The mapping follows the writing. Blocks first: a page without one would kill us."""
+        base = self._size // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        length = -(-(end - base) // STEP) * STEP
+        os.posix_fallocate(self._fd, base, length)
+        mapped = mmap.mmap(self._fd, length, offset=base)
+        self._map.close()
+        self._map, self._base, self._room = mapped, base, base + length
+
     def _trouble(self, op: str, error: OSError) -> None:
-        self._broken = True
         self._heard(StateTrouble("journal", op, errno.errorcode.get(error.errno or 0, "EIO")))
 
 
@@ -480,27 +476,28 @@ def sweep(folder: Path) -> None:
             os.close(fd)
 
 
-def _begin(folder: Path, worker: str, number: int, first: bytes) -> tuple[int, Path]:
+def _begin(folder: Path, worker: str, number: int, first: bytes) -> tuple[int, Path, mmap.mmap]:
     """A segment, locked before anybody can see it under its name."""
     path = folder / f"journal-{worker}-{number:06d}.jsonl"
     hidden = folder / f".journal-{worker}-{number:06d}.new"
     while (fd := _made(hidden)) is None:
         pass
     try:
-        done = 0
-        while done < len(first):
-            done += os.write(fd, first[done:])
+        room = (len(first) // STEP + 1) * STEP
+        os.posix_fallocate(fd, 0, room)
+        mapped = mmap.mmap(fd, room)
+        mapped[: len(first)] = first
         hidden.rename(path)
     except OSError:
         os.close(fd)
         hidden.unlink(missing_ok=True)
         raise
-    return fd, path
+    return fd, path, mapped
 
 
 def _made(path: Path) -> int | None:
     """A new file under our lock; None: a `sweep` took it before it was locked."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
     fd = os.open(path, flags, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)  # a sweep holds it for a moment only
@@ -512,13 +509,6 @@ def _made(path: Path) -> int | None:
         raise
     os.close(fd)
     return None
-
-
-def _restore(fd: int, size: int) -> int:
-    """Cut off what was half written; the size it has then."""
-    with contextlib.suppress(OSError):
-        os.ftruncate(fd, size)
-    return os.fstat(fd).st_size
 
 
 def _line(values: tuple[Any, ...]) -> bytes:

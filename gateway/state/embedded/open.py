@@ -65,8 +65,6 @@ async def open_state(
         except sqlite3.Error as error:  # such as "database or disk is full"
             raise OSError(errno.EIO, str(error), str(folder / FILE)) from None
         worker = os.urandom(8).hex()
-        # Without `later`: what is settled is written before its answer's last byte leaves, so that
-        # a kill makes an estimate of no answer that somebody has. It costs 2 us a request.
         journal = Journal(folder, worker, heard=heard)
         ledger = EmbeddedLedger(journal, store, clock, heard)
         try:

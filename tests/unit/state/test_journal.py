@@ -2,7 +2,6 @@
 
 import errno
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,17 +13,9 @@ from gateway.state import journal as module
 from gateway.state.journal import Fold, Journal, Reader, estimate, orphans, sync
 from tests.unit.state.make import line, opening
 
-Later = list[Callable[[], object]]
 
-
-@pytest.fixture
-def later() -> Later:
-    """What the loop would do at the end of this turn."""
-    return []
-
-
-def made(folder: Path, later: Later | None = None, *, roll: int = 1 << 20) -> Journal:
-    return Journal(folder, "w1", later=None if later is None else later.append, roll=roll)
+def made(folder: Path, *, roll: int = 1 << 20) -> Journal:
+    return Journal(folder, "w1", roll=roll)
 
 
 def records(path: Path) -> list[module.Record]:
@@ -39,10 +30,8 @@ def only(folder: Path) -> Path:
     return path
 
 
-def test_an_opening_is_with_the_operating_system_when_open_returns(
-    tmp_path: Path, later: Later
-) -> None:
-    journal = made(tmp_path, later)
+def test_an_opening_is_with_the_operating_system_when_open_returns(tmp_path: Path) -> None:
+    journal = made(tmp_path)
     journal.open(opening())
     (record,) = records(only(tmp_path))
     assert isinstance(record, module.Opened)
@@ -50,21 +39,23 @@ def test_an_opening_is_with_the_operating_system_when_open_returns(
     journal.drop()
 
 
-def test_an_ending_is_written_once_a_turn_or_with_the_next_opening(
-    tmp_path: Path, later: Later
+def test_an_ending_is_with_the_operating_system_when_close_returns(tmp_path: Path) -> None:
+    journal = made(tmp_path)
+    journal.open(opening())
+    journal.close(line())
+    assert [r.seq for r in records(only(tmp_path))] == [1, 2]
+    journal.drop()
+
+
+def test_a_line_may_lie_across_what_is_mapped_and_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    journal = made(tmp_path, later)
-    for id in ("a.1", "b.1", "c.1"):
-        journal.open(opening(id))
-    journal.close(line("a.1"))
-    journal.close(line("b.1"))
-    assert len(later) == 1
-    assert len(records(only(tmp_path))) == 3
-    later.pop()()
-    assert len(records(only(tmp_path))) == 5
-    journal.close(line("c.1"))
-    journal.open(opening("d.1"))
-    assert len(records(only(tmp_path))) == 7
+    monkeypatch.setattr(module, "STEP", 4096)
+    journal = made(tmp_path)
+    for number in range(200):
+        journal.open(opening(f"{number}.1"))
+    journal.open(opening("long.1", user="x" * 20_000))
+    assert [r.seq for r in records(only(tmp_path))] == list(range(1, 202))
     journal.drop()
 
 
@@ -111,75 +102,60 @@ def test_text_no_json_can_hold_does_not_stop_a_request(tmp_path: Path) -> None:
 
 
 class Disk:
-    """A disk that takes `left` more bytes."""
+    """A disk that may be full: nothing can be allocated."""
 
-    def __init__(self, left: int) -> None:
-        self.left = left
-        self._write = os.write
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.full = True
+        self._allocate = os.posix_fallocate
+        monkeypatch.setattr(module, "STEP", 4096)
+        monkeypatch.setattr(module.os, "posix_fallocate", self.allocate)
 
-    def write(self, fd: int, data: bytes) -> int:
-        if self.left <= 0:
+    def allocate(self, fd: int, offset: int, length: int) -> None:
+        if self.full:
             raise OSError(errno.ENOSPC, "no space left")
-        part = data[: self.left]
-        self.left -= len(part)
-        return self._write(fd, part)
+        self._allocate(fd, offset, length)
+
+
+def filled(journal: Journal) -> int:
+    """Openings until the disk refuses one; how many it took."""
+    for number in range(1, 1000):
+        try:
+            journal.open(opening(f"{number}.1"))
+        except Overloaded as refusal:
+            assert refusal.code == "store_unavailable"
+            return number - 1
+    raise AssertionError("the disk is not full")
 
 
 def test_a_full_disk_refuses_the_request_and_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[Event] = []
+    monkeypatch.setattr(module, "STEP", 4096)
     journal = Journal(tmp_path, "w1", heard=heard.append)
-    journal.open(opening("a.1"))
-    disk = Disk(100)  # half a line
-    monkeypatch.setattr(module.os, "write", disk.write)
-    with pytest.raises(Overloaded) as refusal:
-        journal.open(opening("b.1"))
-    assert refusal.value.code == "store_unavailable"
+    Disk(monkeypatch)
+    taken = filled(journal)
     assert heard == [StateTrouble("journal", "open", "ENOSPC")]
-    assert len(records(only(tmp_path))) == 1
-    assert only(tmp_path).read_bytes().endswith(b"\n")  # the half was cut off
-    assert len(journal) == 1
+    assert len(records(only(tmp_path))) == len(journal) == taken
     journal.drop()
 
 
 def test_on_a_full_disk_an_ending_is_kept_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "STEP", 4096)
     journal = made(tmp_path)
-    journal.open(opening())
-    disk = Disk(0)
-    monkeypatch.setattr(module.os, "write", disk.write)
-    journal.close(line())  # does not raise
+    disk = Disk(monkeypatch)
+    taken = filled(journal)
+    for number in range(1, taken + 1):
+        journal.close(line(f"{number}.1"))  # does not raise
     assert not journal.flush()
-    assert len(records(only(tmp_path))) == 1
-    for tokens in range(100):
-        journal.checkpoint("req_1.1", tokens)  # nothing piles up
-    disk.left = 1 << 20
+    before = len(records(only(tmp_path)))
+    assert before < 2 * taken
+    journal.checkpoint("1.1", 1)  # nothing piles up
+    disk.full = False
     assert journal.flush()
-    assert [r.seq for r in records(only(tmp_path))] == [1, 2]
-    journal.drop()
-
-
-def test_half_a_line_that_cannot_be_cut_off_spoils_only_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    journal = made(tmp_path)
-    journal.open(opening("a.1"))
-    disk = Disk(100)
-
-    def refuse(fd: int, size: int) -> None:
-        raise OSError(errno.EIO, "i/o error")
-
-    monkeypatch.setattr(module.os, "write", disk.write)
-    monkeypatch.setattr(module.os, "ftruncate", refuse)
-    with pytest.raises(Overloaded):
-        journal.open(opening("b.1"))
-    disk.left = 1 << 20
-    journal.close(line("a.1"))
-    (final,) = Fold().feed(records(only(tmp_path)))
-    assert final.opening.attempt_id == "a.1"
-    assert journal.parts()[-1].size == only(tmp_path).stat().st_size
+    assert len(list(Fold().feed(records(only(tmp_path))))) == taken
     journal.drop()
 
 
@@ -275,7 +251,7 @@ def test_a_reader_waits_for_the_rest_of_a_line(tmp_path: Path) -> None:
     journal.open(opening("a.1"))
     journal.open(opening("b.1"))
     path = only(tmp_path)
-    size = path.stat().st_size
+    size = journal.parts()[-1].size
     for cut in range(size):
         reader = Reader(path)
         found = [*reader.read(cut), *reader.read(size)]
