@@ -47,6 +47,9 @@ class _Lint:
             for index, key in enumerate(provider.keys or ()):
                 if key.secret.literal:
                     yield self._say(said, "providers", name, "keys", index, "secret")
+        redis = self._document.state.redis
+        if redis is not None and redis.literal and "@" in redis.secret.reveal():
+            yield self._say(said, "state", "redis")
 
     def _open_doors(self) -> Iterator[Mistake]:
         admin = self._document.server.admin

@@ -153,6 +153,26 @@ def _url(value: object, info: ValidationInfo) -> str:
     return found.rstrip("/")
 
 
+def _redis(value: object, info: ValidationInfo) -> Hidden | None:
+    """None for an empty text: `"${REDIS_URL:-}"` where the variable is not set."""
+    found, referred = expand(value, "a Redis URL", _env(info))
+    if not found and referred:
+        return None
+    wrong = "not a Redis URL; write redis://host:6379, or rediss:// for TLS"
+    try:
+        parts = urlsplit(found)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise Wrong(wrong) from None
+    if parts.scheme not in {"redis", "rediss"} or not host or any(map(str.isspace, found)):
+        raise Wrong(wrong)
+    if not re.fullmatch(r"/?[0-9]{0,5}", parts.path, re.ASCII):
+        raise Wrong("a Redis URL ends with the number of a database, or nothing: redis://host/0")
+    if parts.query or parts.fragment or found.endswith(("?", "#")):
+        raise Wrong("a Redis URL has no options after ? or #; those of the connection are fixed")
+    return Hidden(Secret(found), literal=not referred)
+
+
 def _address(value: object, info: ValidationInfo) -> Address:
     found, _ = expand(value, "an address", _env(info))
     host, colon, port = found.rpartition(":")
@@ -248,6 +268,8 @@ Cap = Annotated[float, *_leaf(_cap, {"type": "number"})]
 HiddenText = Annotated[Hidden, *_leaf(_hidden, _TEXT, lambda _: "…")]
 FilePath = Annotated[str, *_leaf(_path, _TEXT)]
 Url = Annotated[str, *_leaf(_url, {"type": "string", "format": "uri"})]
+RedisUrl = Annotated[Hidden | None, *_leaf(_redis, _TEXT, lambda url: url and "…")]
+WhenLost = Annotated[Literal["shrink", "reject"], *_words("shrink", "reject")]
 Listen = Annotated[Address, *_leaf(_address, _TEXT, str)]
 Hash = Annotated[
     bytes,
@@ -302,6 +324,10 @@ class ServerSection(Section):
 class StateSection(Section):
     dir: FilePath = ServerSettings().state_dir
     """Journals and the embedded store (SQLite)."""
+    redis: RedisUrl | None = None
+    """State shared by several machines: Redis 6.2 or newer with an append-only file."""
+    when_lost: WhenLost = ServerSettings().when_lost
+    """Redis lost: every worker keeps its share of each limit (shrink), or 503 (reject)."""
 
 
 class RetrySection(Section):

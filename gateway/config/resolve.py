@@ -435,6 +435,8 @@ class Resolver:
             lame_duck=server.lame_duck,
             drain=server.drain,
             state_dir=self._document.state.dir,
+            redis=None if (url := self._document.state.redis) is None else url.secret,
+            when_lost=self._document.state.when_lost,
         )
 
     def _merged(self, target: TargetSection) -> TargetSection:

@@ -84,4 +84,22 @@ class StateTrouble:
     problem: str
 
 
-Event = RequestEnded | AttemptEnded | BreakerMoved | KeyAside | Reloaded | Lifecycle | StateTrouble
+@dataclass(frozen=True, slots=True)
+class StoreMoved:
+    """The shared store was lost, or is back; `detail` says why, for people."""
+
+    backend: str
+    lost: bool
+    detail: str = ""
+
+
+Event = (
+    RequestEnded
+    | AttemptEnded
+    | BreakerMoved
+    | KeyAside
+    | Reloaded
+    | Lifecycle
+    | StateTrouble
+    | StoreMoved
+)

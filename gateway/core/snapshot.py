@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gateway.core.principal import Principal
-from gateway.core.target import Chain, Leaf, Target
+from gateway.core.target import Chain, Leaf, Secret, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,8 @@ class ServerSettings:
     lame_duck: float = 5.0
     drain: float = 120.0
     state_dir: str = "./state"
+    redis: Secret | None = None
+    when_lost: Literal["shrink", "reject"] = "shrink"
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from gateway.core.events import (
     Reloaded,
     RequestEnded,
     StateTrouble,
+    StoreMoved,
 )
 from gateway.core.story import story
 from gateway.wire import json
@@ -246,6 +247,9 @@ def _other_line(event: Event) -> Line:
         case StateTrouble():
             told = {"event": "state", "level": "error", "backend": event.backend}
             told |= {"op": event.op, "problem": event.problem}
+        case StoreMoved():
+            told = {"event": "store", "level": "error" if event.lost else "info"}
+            told |= {"backend": event.backend, "lost": event.lost, "detail": event.detail}
         case _:
             told = {"event": "log", "level": "info"}
     return told

@@ -17,6 +17,7 @@ WHERE = {
     "prometheus_client": ("gateway/telemetry/metrics.py",),
     "pydantic": ("gateway/config/",),
     "pydantic_core": (),
+    "redis": ("gateway/state/redis/",),
     "rich": ("gateway/cli/",),
     "tenacity": ("gateway/pipeline/backoff.py",),
     "uvloop": ("gateway/cli/serve.py", "gateway/cli/demo.py"),

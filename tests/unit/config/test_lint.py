@@ -99,3 +99,15 @@ def test_literal_secrets_shared_keys_and_missing_prices() -> None:
         ),
     ]
     assert "canary" not in "\n".join(found)
+
+
+def test_a_redis_password_in_the_file_is_a_literal_secret_and_a_bare_url_is_not() -> None:
+    chains = "chains: {c: [s/m, t/m]}\n"
+    assert said(HEAD + chains + "state: {redis: 'rediss://:pass@h:6379/0'}\n") == [
+        (
+            "f:3:16  warning  state.redis — a literal secret; write ${NAME} or ${file:/path} and "
+            "keep it out of the file"
+        )
+    ]
+    assert said(HEAD + chains + "state: {redis: redis://h}\n") == []
+    assert said(HEAD + chains + "state: {redis: '${R:-}'}\n", R="redis://:pass@h") == []

@@ -32,6 +32,7 @@ DURATION_UNIT = "a duration needs a unit: 60s, 250ms, 2m"
 NOT_DURATION = "not a duration; write 250ms, 2s, 1m30s, 1h or 30d"
 NO_VARIABLES = "${…} is read only in secrets, URLs, addresses and paths"
 ADDRESS = "an address is written host:port: 127.0.0.1:8080, [::1]:8080"
+REDIS = "not a Redis URL; write redis://host:6379, or rediss:// for TLS"
 KEYS_EXPECTED = "keys are expected here (key: value)"
 REFERENCE = "write ${NAME}, ${NAME:-default} or ${file:/path}"
 
@@ -94,6 +95,44 @@ CASES = {
         ["f:4:19 not valid YAML: a comma or a closing bracket is missing"],
     ),
     "control character": (BASE + "a: \x07\n", ["f:5:4 a character YAML forbids"]),
+    "redis of another kind": (
+        BASE + f"state: {{redis: 'http://:{CANARY}@h:6379'}}\n",
+        [f"f:5:16 state.redis — {REDIS}"],
+    ),
+    "redis without a host": (
+        BASE + "state: {redis: redis:///0}\n",
+        [f"f:5:16 state.redis — {REDIS}"],
+    ),
+    "redis with a port of words": (
+        BASE + "state: {redis: redis://h:six}\n",
+        [f"f:5:16 state.redis — {REDIS}"],
+    ),
+    "redis with a path": (
+        BASE + "state: {redis: redis://h/zero}\n",
+        [
+            (
+                "f:5:16 state.redis — a Redis URL ends with the number of a database, or nothing: "
+                "redis://host/0"
+            )
+        ],
+    ),
+    "redis with options": (
+        BASE + "state: {redis: 'redis://h/0?ssl_cert_reqs=none'}\n",
+        [
+            (
+                "f:5:16 state.redis — a Redis URL has no options after ? or #; those of the "
+                "connection are fixed"
+            )
+        ],
+    ),
+    "redis that is nothing": (
+        BASE + "state: {redis: ''}\n",
+        [f"f:5:16 state.redis — {REDIS}"],
+    ),
+    "when lost": (
+        BASE + "state: {when_lost: shrug}\n",
+        ["f:5:20 state.when_lost — can be: shrink, reject"],
+    ),
     "null section": (
         BASE + "server:\n",
         ["f:5:8 server — here is nothing; fill it in or remove the key"],

@@ -179,3 +179,12 @@ prices: {{a/m: free, b/m: free}}
     assert a.secret.reveal() == "from-file"
     assert b.secret.reveal() == "${TWO}"
     assert b.base_url == "https://example.com/v1"
+
+
+def test_an_empty_redis_url_means_one_machine() -> None:
+    text = 'providers: {s: {kind: sim}}\nchains: {c: [s/m]}\nstate: {redis: "${REDIS_URL:-}"}\n'
+    assert load_text(text, "f", {}).snapshot.server.redis is None
+    found = load_text(text, "f", {"REDIS_URL": "redis://:secret@h:6379"}).snapshot.server.redis
+    assert found is not None
+    assert found.reveal() == "redis://:secret@h:6379"
+    assert "secret" not in repr(found)

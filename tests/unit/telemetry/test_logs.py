@@ -15,6 +15,7 @@ from gateway.core.events import (
     Reloaded,
     RequestEnded,
     StateTrouble,
+    StoreMoved,
 )
 from gateway.core.target import Cause
 from gateway.errors import UpstreamFailed
@@ -83,6 +84,11 @@ def test_no_line_holds_a_prompt_a_key_an_address_or_an_upstream_s_words(form):
         ),
         (Lifecycle("draining", "SIGTERM"), {"event": "drain", "detail": "SIGTERM"}),
         (StateTrouble("sqlite", "ship", "disk full"), {"event": "state", "op": "ship"}),
+        (
+            StoreMoved("redis", True, "timeout"),
+            {"event": "store", "level": "error", "lost": True, "detail": "timeout"},
+        ),
+        (StoreMoved("redis", False), {"event": "store", "level": "info", "lost": False}),
     ],
 )
 def test_other_events_are_lines_too(event, told):
