@@ -1,5 +1,6 @@
 """Tokens before the call: what is held on the accounts until the truth is known."""
 
+from bisect import bisect_left, insort
 from collections import OrderedDict, deque
 
 from gateway.core.attempt import Demand
@@ -17,6 +18,16 @@ def tokens_of(size: int) -> int:
     return -int(-size // BYTES_A_TOKEN)
 
 
+class _Recent:
+    """Output tokens of the last answers, as they came and in order of size."""
+
+    __slots__ = ("in_order", "latest")
+
+    def __init__(self) -> None:
+        self.latest: deque[int] = deque()
+        self.in_order: list[int] = []
+
+
 class Outputs:
     """The 90th percentile of recent output tokens of each (key, target): what a call will use.
 
@@ -24,26 +35,31 @@ class Outputs:
     """
 
     def __init__(self) -> None:
-        self._recent: OrderedDict[tuple[str, str], deque[int]] = OrderedDict()
-        self._p90: dict[tuple[str, str], int] = {}
+        self._recent: OrderedDict[tuple[str, str], _Recent] = OrderedDict()
 
     def learn(self, key_id: str, target_id: str, tokens: int) -> None:
         """An answer finished with so many output tokens."""
         pair = (key_id, target_id)
         recent = self._recent.get(pair)
         if recent is None:
-            recent = self._recent[pair] = deque(maxlen=KEPT)
+            recent = self._recent[pair] = _Recent()
             if len(self._recent) > PAIRS:
-                oldest, _ = self._recent.popitem(last=False)
-                self._p90.pop(oldest, None)
-        self._recent.move_to_end(pair)
-        recent.append(tokens)
-        in_order = sorted(recent)
-        self._p90[pair] = in_order[min(len(in_order) - 1, int(0.9 * len(in_order)))]
+                self._recent.popitem(last=False)
+        else:
+            self._recent.move_to_end(pair)
+        latest, in_order = recent.latest, recent.in_order
+        if len(latest) == KEPT:
+            del in_order[bisect_left(in_order, latest.popleft())]
+        latest.append(tokens)
+        insort(in_order, tokens)
 
     def expected(self, key_id: str, target_id: str, bound: int) -> int:
         """Output tokens to hold: the p90 where there is one, at most the bound."""
-        return min(bound, self._p90.get((key_id, target_id), bound))
+        recent = self._recent.get((key_id, target_id))
+        if recent is None:
+            return bound
+        in_order = recent.in_order
+        return min(bound, in_order[min(len(in_order) - 1, int(0.9 * len(in_order)))])
 
 
 def caller_demands(facts: Facts, output: int) -> list[Demand]:

@@ -109,25 +109,23 @@ def _cost(attempt: Attempt, cost: Cost) -> Cost:
 
 
 def _line(attempt: Attempt, now: float, price_id: str | None) -> Line:
-    usage = attempt.usage or Usage()
-    flags = []
-    if usage.estimated:
-        flags.append("estimated")
-    if not attempt.cost.known:
-        flags.append("cost_unknown")
-    if attempt.first_content is not None and not attempt.finished:
-        flags.append("partial")
-    ended = attempt.ended if attempt.ended is not None else attempt.started
-    first = attempt.first_content
+    usage, cost, first = attempt.usage or Usage(), attempt.cost, attempt.first_content
+    began = attempt.started
+    flags = ""
+    if usage.estimated or not cost.known or not attempt.finished:
+        partial = first is not None and not attempt.finished
+        told = (("estimated", usage.estimated), ("cost_unknown", not cost.known))
+        flags = ",".join(name for name, holds in (*told, ("partial", partial)) if holds)
+    ended = attempt.ended if attempt.ended is not None else began
     return Line(
-        attempt_id=attempt.id,
-        at=now,
-        usage=usage,
-        nano_usd=attempt.cost.nano_usd if attempt.cost.known else None,
-        price_id=price_id,
-        flags=",".join(flags),
-        outcome=attempt.outcome,
-        status=attempt.status,
-        upstream_ms=round((ended - attempt.started) * 1000),
-        first_content_ms=None if first is None else round((first - attempt.started) * 1000),
+        attempt.id,
+        now,
+        usage,
+        cost.nano_usd if cost.known else None,
+        price_id,
+        flags,
+        attempt.outcome,
+        attempt.status,
+        int((ended - began) * 1000 + 0.5),
+        None if first is None else int((first - began) * 1000 + 0.5),
     )

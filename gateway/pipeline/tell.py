@@ -60,12 +60,12 @@ def answer_headers(exchange: Exchange, snapshot: Snapshot, clock: Clock) -> dict
         headers["x-gateway-cost-usd"] = exchange.cost.dollars()
     queue, first, total, own = _times(exchange, clock)
     if first is None:
-        headers["x-gateway-time"] = f"queue={queue};total={total};own={own:.2f}"
-        headers["server-timing"] = f"queue;dur={queue}, total;dur={total}, own;dur={own:.2f}"
+        headers["x-gateway-time"] = f"queue={queue};total={total};own={own}"
+        headers["server-timing"] = f"queue;dur={queue}, total;dur={total}, own;dur={own}"
     else:
-        headers["x-gateway-time"] = f"queue={queue};first={first};total={total};own={own:.2f}"
+        headers["x-gateway-time"] = f"queue={queue};first={first};total={total};own={own}"
         headers["server-timing"] = (
-            f"queue;dur={queue}, first;dur={first}, total;dur={total}, own;dur={own:.2f}"
+            f"queue;dur={queue}, first;dur={first}, total;dur={total}, own;dur={own}"
         )
     return headers
 
@@ -79,7 +79,7 @@ def note(exchange: Exchange, clock: Clock) -> bytes:
         "attempts": len(exchange.attempts),
         "path": exchange.path(),
         "cost_usd": exchange.cost.dollars(),
-        "time": f"queue={queue};first={first};total={total};own={own:.2f}",
+        "time": f"queue={queue};first={first};total={total};own={own}",
     }
     return json.dumps(told)
 
@@ -260,32 +260,42 @@ def _told(attempt: Attempt) -> dict[str, Any]:
     }
 
 
-def _times(exchange: Exchange, clock: Clock) -> tuple[int, int | None, int, float]:
+def _times(exchange: Exchange, clock: Clock) -> tuple[int, int | None, int, str]:
     """Milliseconds: waiting in the queue, to the first content, in all, and our own share."""
     now = clock.monotonic()
-    total = now - exchange.started
+    began = exchange.started
+    total = now - began
     own = total - exchange.waited - exchange.paused
     for attempt in exchange.attempts:
         own -= (attempt.ended or now) - attempt.started
-    first = None
     served = exchange.served_by
+    first = None
     if served is not None and served.first_content is not None:
-        first = round((served.first_content - exchange.started) * 1000)
-    return round(exchange.waited * 1000), first, round(total * 1000), max(0.0, own * 1000)
+        first = int((served.first_content - began) * 1000 + 0.5)
+    told = f"{own * 1000:.2f}" if own > 0.0 else "0.00"
+    return int(exchange.waited * 1000 + 0.5), first, int(total * 1000 + 0.5), told
 
 
 def _limits(headers: dict[str, str], headroom: Sequence[Headroom]) -> None:
     """OpenAI's x-ratelimit-* for the tightest request and token accounts of the caller."""
-    tightest: dict[str, Headroom] = {}
+    requests: Headroom | None = None
+    tokens: Headroom | None = None
     for room in headroom:
-        sort = {"rpm": "requests", "tpm": "tokens"}.get(room.account.kind)
-        if sort is None:
-            continue
-        known = tightest.get(sort)
-        if known is None or room.remaining < known.remaining:
-            tightest[sort] = room
-    for sort, room in tightest.items():
-        headers[f"x-ratelimit-limit-{sort}"] = str(room.account.limit)
-        headers[f"x-ratelimit-remaining-{sort}"] = str(room.remaining)
-        headers[f"x-ratelimit-reset-{sort}"] = f"{math.ceil(room.reset * 1000)}ms"
-        headers["x-ratelimit-scope"] = room.account.scope
+        kind = room.account.kind
+        if kind == "rpm":
+            if requests is None or room.remaining < requests.remaining:
+                requests = room
+        elif kind == "tpm" and (tokens is None or room.remaining < tokens.remaining):
+            tokens = room
+    if requests is not None:
+        account, remaining, reset = requests
+        headers["x-ratelimit-limit-requests"] = str(account.limit)
+        headers["x-ratelimit-remaining-requests"] = str(remaining)
+        headers["x-ratelimit-reset-requests"] = f"{math.ceil(reset * 1000)}ms"
+        headers["x-ratelimit-scope"] = account.scope
+    if tokens is not None:
+        account, remaining, reset = tokens
+        headers["x-ratelimit-limit-tokens"] = str(account.limit)
+        headers["x-ratelimit-remaining-tokens"] = str(remaining)
+        headers["x-ratelimit-reset-tokens"] = f"{math.ceil(reset * 1000)}ms"
+        headers["x-ratelimit-scope"] = account.scope
