@@ -434,6 +434,7 @@ class Resolver:
             queue_bytes=server.queue.bytes,
             lame_duck=server.lame_duck,
             drain=server.drain,
+            lane=server.lane == "on",
             state_dir=self._document.state.dir,
             redis=None if (url := self._document.state.redis) is None else url.secret,
             when_lost=self._document.state.when_lost,

@@ -22,6 +22,7 @@ class ServerSettings:
     queue_bytes: int = 64 * 1024 * 1024
     lame_duck: float = 5.0
     drain: float = 120.0
+    lane: bool = True
     state_dir: str = "./state"
     redis: Secret | None = None
     when_lost: Literal["shrink", "reject"] = "shrink"

@@ -7,8 +7,6 @@ from hmac import compare_digest
 from typing import Any
 from urllib.parse import parse_qs
 
-from aiohttp.http_parser import RawRequestMessage
-
 from gateway.clock import Clock
 from gateway.core.snapshot import ServerSettings
 from gateway.core.target import Secret
@@ -17,8 +15,8 @@ from gateway.server.connection import Bounds
 from gateway.server.desk import BOUNDS, Desk
 from gateway.server.doors import Admin, Current, Override
 from gateway.server.health import alive, readiness
-from gateway.server.hints import read_head
 from gateway.server.incoming import Incoming
+from gateway.server.lane import Asked, head_of
 from gateway.server.reply import Outgoing
 from gateway.server.routes import ADMIN, Route, Table
 from gateway.wire import json
@@ -63,7 +61,7 @@ class AdminDesk(Desk):
             "breaker": self._breaker,
         }
 
-    async def walk(self, message: RawRequestMessage, call: Incoming, reply: Outgoing) -> None:
+    async def walk(self, message: Asked, call: Incoming, reply: Outgoing) -> None:
         doors = self.current.doors
         route, name = self.table.find(message.method, message.path)
         if route is not None and route.role == "anyone":
@@ -72,7 +70,7 @@ class AdminDesk(Desk):
             else:
                 reply.whole(*readiness(doors, draining=self.api_draining))
             return
-        call.headed(read_head(message.raw_headers))
+        call.headed(head_of(message))
         await self._allow(call, route)
         if route is None:
             raise self.table.missing(message.method, message.path)

@@ -12,13 +12,14 @@ from typing import Protocol, cast
 
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
-from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
+from aiohttp.http_parser import HttpRequestParser
 from aiohttp.http_writer import HttpVersion10, HttpVersion11
 from aiohttp.streams import StreamReader
 from aiohttp.tcp_helpers import tcp_keepalive
 
 from gateway.clock import Clock
 from gateway.errors import GatewayError, InvalidRequest, Overloaded, SlowRequest
+from gateway.server.lane import LONGEST, MOST_HEADERS, Asked, Body, Payload, cut
 
 HELD_PIPELINED = 8  # requests parsed ahead of the one being answered
 READ_AHEAD = 2**18  # bytes of a body held before reading pauses (at twice as many)
@@ -29,8 +30,8 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 class Bounds:
     """What one connection may take: bytes and seconds."""
 
-    line: int = 8190  # of the request line, and of one header
-    headers: int = 64
+    line: int = LONGEST  # of the request line, and of one header
+    headers: int = MOST_HEADERS
     head: float = 10.0  # until a head is complete
     keepalive: float = 75.0  # idle between requests
     body: float = 30.0  # until a body is complete
@@ -42,7 +43,7 @@ class Bounds:
     high_water: int = 64 * 1024  # buffered before writes wait
 
 
-Item = tuple[RawRequestMessage, StreamReader] | GatewayError
+Item = tuple[Asked, Payload] | GatewayError
 
 
 class Port(Protocol):
@@ -51,15 +52,14 @@ class Port(Protocol):
     bounds: Bounds
     clock: Clock
     draining: bool
+    lane: bool  # whether whole requests take the fast lane
     connections: set["Connection"]
 
     def date(self) -> str:
         """The Date header of this second."""
         ...
 
-    async def answer(
-        self, connection: "Connection", message: RawRequestMessage, payload: StreamReader
-    ) -> bool:
+    async def answer(self, connection: "Connection", message: Asked, payload: Payload) -> bool:
         """Answer one request; whether the connection may be kept."""
         ...
 
@@ -73,7 +73,7 @@ class Connection(BaseProtocol):
 
     __slots__ = (
         "_alarm", "_arrived", "_cancelled", "_deaf", "_due", "_full", "_half_since", "_items",
-        "_last", "_payload", "_port", "_task", "_wake", "address", "busy", "evicted",
+        "_lane", "_last", "_payload", "_port", "_task", "_wake", "address", "busy", "evicted",
     )  # fmt: skip
 
     def __init__(self, port: Port, loop: asyncio.AbstractEventLoop, *, full: bool = False) -> None:
@@ -96,6 +96,7 @@ class Connection(BaseProtocol):
         self._wake: asyncio.Future[None] | None = None
         self._alarm: Callable[[], None] | None = None  # cancels the timer
         self._due = 0.0
+        self._lane = port.lane and bounds.line >= LONGEST and bounds.headers >= MOST_HEADERS
         self._full = full  # too many connections: this one is told so
         self._half_since: float | None = None  # when an unfinished head began
         self._arrived = False  # whether any byte came
@@ -129,6 +130,14 @@ class Connection(BaseProtocol):
     def data_received(self, data: bytes) -> None:
         if self._deaf or self._parser is None:
             return
+        if self._lane and not self.busy and not self._items and self._half_since is None:
+            payload = self._payload
+            if payload is None or payload.is_eof():
+                whole = cut(data)
+                if whole is not None:
+                    self._items.append(whole)
+                    self._go()
+                    return
         try:
             messages, upgraded, _ = self._parser.feed_data(data)
         except HttpProcessingError as error:
@@ -277,11 +286,12 @@ class Connection(BaseProtocol):
             self._port.refuse(self, item)
             self._hang_up()
             return False
-        if self._parser is not None:
-            self._parser.message_consumed()
-        if self._buffer_paused:
-            self._read_on()
         message, payload = item
+        if not isinstance(payload, Body):
+            if self._parser is not None:
+                self._parser.message_consumed()
+            if self._buffer_paused:
+                self._read_on()
         if message.version is not HttpVersion11 and message.version != HttpVersion10:
             self._port.refuse(self, InvalidRequest("HTTP/1.1 is spoken here, and HTTP/1.0."))
             self._hang_up()

@@ -6,9 +6,6 @@ from email.utils import formatdate
 from http import HTTPStatus
 from os import urandom
 
-from aiohttp.http_parser import RawRequestMessage
-from aiohttp.streams import StreamReader
-
 from gateway.clock import Clock
 from gateway.core.attempt import Exchange
 from gateway.core.events import RequestEnded
@@ -17,6 +14,7 @@ from gateway.errors import GatewayError, Overloaded
 from gateway.server.connection import Bounds, Connection
 from gateway.server.doors import Current
 from gateway.server.incoming import Incoming
+from gateway.server.lane import Asked, Payload
 from gateway.server.reply import Outgoing
 from gateway.server.routes import Table
 from gateway.wire import json
@@ -69,6 +67,7 @@ class Desk(ABC):
         self.bounds = bounds
         self.table = table
         self.draining = False
+        self.lane = settings.lane
         self.connections: set[Connection] = set()
         self.most_body = settings.max_body
         self._names = Names()
@@ -76,7 +75,7 @@ class Desk(ABC):
         self._date = ""
 
     @abstractmethod
-    async def walk(self, message: RawRequestMessage, call: Incoming, reply: Outgoing) -> None:
+    async def walk(self, message: Asked, call: Incoming, reply: Outgoing) -> None:
         """Answer a request whose head is here, or raise."""
 
     def date(self) -> str:
@@ -86,9 +85,7 @@ class Desk(ABC):
             self._date = formatdate(second, usegmt=True)
         return self._date
 
-    async def answer(
-        self, connection: Connection, message: RawRequestMessage, payload: StreamReader
-    ) -> bool:
+    async def answer(self, connection: Connection, message: Asked, payload: Payload) -> bool:
         """One request. It ends as an answer, an error, an error event, or a caller who left."""
         clock = self.clock
         call = Incoming(

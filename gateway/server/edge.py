@@ -2,8 +2,6 @@
 
 import asyncio
 
-from aiohttp.http_parser import RawRequestMessage
-
 from gateway.clock import Clock
 from gateway.core.attempt import Exchange
 from gateway.core.principal import Principal
@@ -13,8 +11,8 @@ from gateway.server.connection import Bounds
 from gateway.server.desk import BOUNDS, Desk
 from gateway.server.doors import Current, Doors
 from gateway.server.health import alive, hello, readiness
-from gateway.server.hints import read_head
 from gateway.server.incoming import Incoming
+from gateway.server.lane import Asked, head_of
 from gateway.server.models import model_list, one_model
 from gateway.server.reply import Outgoing
 from gateway.server.routes import PUBLIC, Route, Table
@@ -31,7 +29,7 @@ class Edge(Desk):
         super().__init__(current, settings, clock, Table(PUBLIC), bounds)
         self.in_flight = 0  # requests on a road
 
-    async def walk(self, message: RawRequestMessage, call: Incoming, reply: Outgoing) -> None:
+    async def walk(self, message: Asked, call: Incoming, reply: Outgoing) -> None:
         doors = self.current.doors
         route, name = self.table.find(message.method, message.path)
         if route is None or route.api == "_other":
@@ -39,7 +37,7 @@ class Edge(Desk):
             return
         call.api = route.api
         try:
-            call.headed(read_head(message.raw_headers), name)
+            call.headed(head_of(message), name)
             if self.in_flight >= self.settings.max_in_flight:
                 raise Overloaded(
                     f"{self.in_flight} requests are being answered already, the most this"
@@ -58,7 +56,7 @@ class Edge(Desk):
     async def _beside(
         self,
         doors: Doors,
-        message: RawRequestMessage,
+        message: Asked,
         found: tuple[Route | None, str],
         call: Incoming,
         reply: Outgoing,
@@ -72,7 +70,7 @@ class Edge(Desk):
         error: GatewayError | None = None
         principal: Principal | None = None
         try:
-            call.headed(read_head(message.raw_headers))
+            call.headed(head_of(message))
             principal = await doors.authenticate(call)
             if route is None:
                 raise self.table.missing(message.method, message.path)

@@ -11,6 +11,7 @@ from gateway.core.request import NO_HINTS, Hints
 from gateway.errors import InvalidRequest, SlowRequest, TooLarge, UnsupportedEncoding
 from gateway.server.connection import CONTINUE, Bounds, Connection
 from gateway.server.hints import Head
+from gateway.server.lane import Body, Payload
 from gateway.wire import json
 
 LOOK = 1.0  # seconds between looks at a body that is slow to come
@@ -25,7 +26,7 @@ class Incoming:
     )  # fmt: skip
 
     def __init__(
-        self, connection: Connection, payload: StreamReader, id: str, started: float, most: int
+        self, connection: Connection, payload: Payload, id: str, started: float, most: int
     ) -> None:
         self._connection = connection
         self._most = most
@@ -56,19 +57,18 @@ class Incoming:
             if head.length > most:
                 raise _too_large(most)
         payload = self._payload
-        if payload.is_eof():
+        if isinstance(payload, Body) or payload.is_eof():
             data = payload.read_nowait()
             if len(data) > most:
                 raise _too_large(most)
         else:
             if head is not None and head.expect:
                 self._connection.send(CONTINUE)
-            data = await self._receive(most)
+            data = await self._receive(payload, most)
         return _with_model(data, self._deployment) if self._deployment else data
 
-    async def _receive(self, most: int) -> bytes:
+    async def _receive(self, payload: StreamReader, most: int) -> bytes:
         """The body as it comes, within `most` bytes and the clocks of a body."""
-        payload = self._payload
         clock: Clock = self._connection.clock
         bounds: Bounds = self._connection.bounds
         began = clock.monotonic()

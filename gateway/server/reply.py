@@ -7,15 +7,14 @@ batch after it. A stream that is silent gets comments; the timer for them is re-
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 
-from aiohttp.http_parser import RawRequestMessage
 from aiohttp.http_writer import HttpVersion11
-from aiohttp.streams import StreamReader
 
 from gateway.clock import Clock
 from gateway.core.attempt import StreamEvent
 from gateway.core.ports import Voice
 from gateway.errors import GatewayError
 from gateway.server.connection import Connection
+from gateway.server.lane import Asked, Payload
 from gateway.wire import json
 
 EVENT_STREAM = "text/event-stream"
@@ -40,8 +39,8 @@ class Outgoing:
     def __init__(
         self,
         connection: Connection,
-        message: RawRequestMessage,
-        payload: StreamReader,
+        message: Asked,
+        payload: Payload,
         clock: Clock,
         id: str,
     ) -> None:

@@ -1,4 +1,4 @@
-"""Every claim about the front door holds on both event loops."""
+"""Every claim holds on both event loops: with the fast lane (uvloop) and without (asyncio)."""
 
 import asyncio
 

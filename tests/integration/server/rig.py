@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import uvloop
+
 from gateway.clock import SystemClock
 from gateway.core.attempt import StreamEvent
 from gateway.core.events import Event, RequestEnded
@@ -191,6 +193,11 @@ class Gateway:
         ]
 
 
+def _shipped() -> bool:
+    """The fast lane is on with uvloop, as it ships, and off with the plain loop."""
+    return isinstance(asyncio.get_running_loop(), uvloop.Loop)
+
+
 @asynccontextmanager
 async def gateway(
     *, keyed: bool = False, bounds: Bounds | None = None, **settings: Any
@@ -198,7 +205,7 @@ async def gateway(
     made = Gateway(keyed=keyed)
     servers = Servers(
         made.current,
-        ServerSettings(port=0, admin_port=0, **settings),
+        ServerSettings(port=0, admin_port=0, **({"lane": _shipped()} | settings)),
         SystemClock(),
         admin_key=Secret(ADMIN_KEY),
         bounds=bounds or Bounds(),
