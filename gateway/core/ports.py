@@ -130,8 +130,10 @@ class UpstreamRequest(json.Struct, frozen=True):
     """What leaves for a provider. `headers` hold the credential: never log them.
 
     Args:
+        headers: the same object for each request that has the same: it is spelled once.
         stream: whether the answer is read in pieces (first_token, idle) or whole (answer).
         allow_private: whether the address may be loopback or private.
+        id: sent as `x-request-id`; "": none.
     """
 
     method: str
@@ -141,6 +143,7 @@ class UpstreamRequest(json.Struct, frozen=True):
     stream: bool
     allow_private: bool = False
     dropped: tuple[str, ...] = ()
+    id: str = ""
 
 
 class StreamDecoder(Protocol):

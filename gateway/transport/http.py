@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 KEEPALIVE: Final = 30.0  # seconds a connection may lie idle in the pool
 MOST_ORIGINS: Final = 4096
+MOST_BLOCKS: Final = 32  # heads of an origin that are kept spelled
 
 _NO_TIMEOUTS = aiohttp.ClientTimeout(total=None)
 
@@ -100,6 +101,7 @@ class _Origin(ClientRequest):
         self.authority = self.headers["host"]
         self._pool: _Connector | None = None
         self._idle: list[Line] = []
+        self._blocks: dict[int, tuple[Mapping[str, str], str, bytes]] = {}  # by id of the headers
 
     def idle(self, pool: "_Connector") -> list[Line]:
         """The connections of `pool` that lead here; most origins only ever know one pool."""
@@ -113,15 +115,27 @@ class _Origin(ClientRequest):
 
     def head(self, request: UpstreamRequest) -> bytes:
         """The request's head; a line break in a header would be another header."""
-        lines = [f"{name}: {value}" for name, value in request.headers.items()]
-        if request.body or request.method == "POST":
-            lines.append(f"content-length: {len(request.body)}")
-        head = "\r\n".join(
-            (f"{request.method} {self.path} HTTP/1.1", f"host: {self.authority}", *lines, "\r\n")
+        headers, method = request.headers, request.method
+        known = self._blocks.get(id(headers))
+        if known is None or known[0] is not headers or known[1] != method:
+            if len(self._blocks) >= MOST_BLOCKS:
+                self._blocks.clear()
+            known = self._blocks[id(headers)] = (headers, method, self._block(headers, method))
+        block = known[2]
+        if request.id:
+            block += b"x-request-id: %b\r\n" % request.id.encode()
+        if request.body or method == "POST":
+            return b"%bcontent-length: %d\r\n\r\n" % (block, len(request.body))
+        return block + b"\r\n"
+
+    def _block(self, headers: Mapping[str, str], method: str) -> bytes:
+        lines = [f"{name}: {value}\r\n" for name, value in headers.items()]
+        block = "".join(
+            (f"{method} {self.path} HTTP/1.1\r\n", f"host: {self.authority}\r\n", *lines)
         )
-        if head.count("\n") != len(lines) + 3 or head.count("\r") != len(lines) + 3:
+        if block.count("\n") != len(lines) + 2 or block.count("\r") != len(lines) + 2:
             raise Failed(Failure(Cause.CONNECT, "a header of ours has a line break"))
-        return head.encode()
+        return block.encode()
 
 
 class _Connector(aiohttp.TCPConnector):

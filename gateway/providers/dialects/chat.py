@@ -66,11 +66,12 @@ class Chat:
         return UpstreamRequest(
             "POST",
             self._chat if request.kind == "chat" else self._embeddings,
-            {**headers, "x-request-id": attempt_id},
+            headers,
             json.join(members),
             request.stream,
             self._target.allow_private,
             dropped,
+            attempt_id,
         )
 
     def models(self) -> UpstreamRequest:

@@ -14,7 +14,7 @@ def test_each_kind_makes_requests_to_its_base_url(kind: str) -> None:
     sent = registry.adapter(target).request(Request("chat", "m", {"model": json.raw("m")}), "req_1")
     assert sent.url == "https://up/v1/chat/completions"
     assert sent.headers["authorization"] == "Bearer sk-secret"
-    assert sent.headers["x-request-id"] == "req_1"
+    assert sent.id == "req_1"
 
 
 @pytest.mark.parametrize("kind", registry.KINDS)

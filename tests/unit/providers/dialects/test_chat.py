@@ -43,7 +43,7 @@ def test_the_model_is_the_targets_and_the_rest_the_callers() -> None:
     request, body = sent({**SAID, "next_years_field": {"a": [1]}})
     assert body == {**SAID, "model": "up/stream", "next_years_field": {"a": [1]}}
     assert request.headers["accept-encoding"] == "identity"
-    assert request.headers["x-request-id"] == "req_1"
+    assert request.id == "req_1"
     assert not request.stream
     assert request.dropped == ()
 
@@ -51,8 +51,8 @@ def test_the_model_is_the_targets_and_the_rest_the_callers() -> None:
 def test_attempts_do_not_spoil_each_other() -> None:
     adapter, request = chat(), asked(SAID)
     one, two = adapter.request(request, "a"), adapter.request(request, "b")
-    assert one.headers["x-request-id"] == "a"
-    assert two.headers["x-request-id"] == "b"
+    assert one.id == "a"
+    assert two.id == "b"
     assert json.loads(request.body())["model"] == "mine"
 
 
