@@ -26,7 +26,7 @@ from gateway.core.ports import UpstreamRequest
 from gateway.core.target import Cause, Failed, Failure, Timeouts
 from gateway.transport import resolve
 from gateway.transport.line import Answer, Line
-from gateway.transport.watchdog import Watchdog
+from gateway.transport.watchdog import Timers, Watchdog
 
 if TYPE_CHECKING:
     from aiohttp.client_reqrep import ConnectionKey
@@ -42,7 +42,8 @@ class HttpTransport:
     """Connections are kept for all targets, over reloads too; `close` it at the end."""
 
     def __init__(self, clock: Clock) -> None:
-        self.clock = clock
+        self.timers = Timers(clock)
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._public: _Connector | None = None
         self._private: _Connector | None = None
         self._origins: dict[str, _Origin] = {}
@@ -57,10 +58,21 @@ class HttpTransport:
     async def close(self) -> None:
         """Close every connection; what is under way fails."""
         self._closed = True
+        self.timers.close()
         for pool in (self._public, self._private):
             if pool is not None:
                 await pool.close_all()
         self._public = self._private = None
+
+    def task(self) -> "asyncio.Task[object]":
+        """The one that makes an attempt just now."""
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
+        if task is None:
+            raise RuntimeError("an attempt is made in a task")
+        return task
 
     def pool(self, request: UpstreamRequest) -> "_Connector":
         """The connections it may use; made when first needed, in the running loop."""
@@ -255,7 +267,12 @@ class _Sending:
         self._pool, idle = pool, origin.idle(pool)
         self._idle = idle
         dog = self._dog = Watchdog(
-            transport.clock, self._timeouts, self._seconds, self._deadline, stream=request.stream
+            transport.timers,
+            transport.task(),
+            self._timeouts,
+            self._seconds,
+            self._deadline,
+            stream=request.stream,
         )
         redialled = False
         try:

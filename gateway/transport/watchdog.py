@@ -8,11 +8,62 @@ held up by its own caller does not read, and that silence is not the upstream's.
 
 import asyncio
 from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
+from math import inf
 
 from gateway.clock import Clock, Deadline
 from gateway.core.target import Cause, Failure, Timeouts
 
 _SLACK = 0.001  # an event loop's timer may be early by its resolution
+_LOOK = 5.0  # seconds after which it is looked whether somebody still waits
+
+
+class Timers:
+    """One timer of the loop for all watchdogs: a timer each would cost more than all they do.
+
+    Those that were stopped are passed over when their time comes, `_LOOK` seconds later at most.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self._due: list[tuple[float, int, Watchdog]] = []
+        self._order = count()
+        self._armed = inf
+        self._cancel: Callable[[], None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def add(self, due: float, dog: "Watchdog") -> None:
+        heappush(self._due, (due, next(self._order), dog))
+        if due < self._armed:
+            self._arm(due)
+
+    def close(self) -> None:
+        if self._cancel is not None:
+            self._cancel()
+            self._cancel = None
+        self._armed = inf
+        self._due.clear()
+
+    def _arm(self, due: float) -> None:
+        if self._cancel is not None:
+            self._cancel()
+        self._armed = due
+        self._cancel = self.clock.call_at(due, self._ring)
+
+    def _ring(self) -> None:
+        self._armed, self._cancel = inf, None
+        due = self._due
+        now = self.clock.monotonic()
+        while due and due[0][0] <= now + _SLACK:
+            dog = heappop(due)[2]
+            again = dog.ring(now)
+            if again is not None:
+                heappush(due, (again, next(self._order), dog))
+        if due:
+            self._arm(due[0][0])
 
 
 class Watchdog:
@@ -24,19 +75,26 @@ class Watchdog:
     """
 
     __slots__ = (
-        "_armed", "_before", "_cancel", "_clock", "_deadline", "_due", "_failure", "_idle",
-        "_left", "_limit", "_phase", "_seconds", "_settled", "_since", "_stream", "_task",
-        "_timeouts",
+        "_armed", "_before", "_clock", "_deadline", "_due", "_failure", "_idle", "_left", "_limit",
+        "_phase", "_seconds", "_settled", "_since", "_stopped", "_stream", "_task", "_timeouts",
+        "_timers",
     )  # fmt: skip
 
     def __init__(
-        self, clock: Clock, timeouts: Timeouts, seconds: float, deadline: Deadline, *, stream: bool
+        self,
+        timers: Timers,
+        task: "asyncio.Task[object]",
+        timeouts: Timeouts,
+        seconds: float,
+        deadline: Deadline,
+        *,
+        stream: bool,
     ) -> None:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("an attempt is made in a task")
+        clock = timers.clock
         now = clock.monotonic()
         self._clock = clock
+        self._timers = timers
+        self._stopped = False
         self._task = task
         self._before = task.cancelling()
         self._timeouts = timeouts
@@ -55,7 +113,7 @@ class Watchdog:
         due = now + timeouts.connect
         due = min(due, limit)
         self._due = self._armed = due
-        self._cancel: Callable[[], None] | None = clock.call_at(due, self._fire)
+        timers.add(due, self)
 
     def dialling(self) -> None:
         """A connection is being made anew."""
@@ -86,7 +144,7 @@ class Watchdog:
             due = now + self._left
             due = min(due, self._deadline)
             self._due = due
-            if due < self._armed or self._cancel is None:
+            if due < self._armed:
                 self._until(due)
 
     def rests(self) -> None:
@@ -98,9 +156,7 @@ class Watchdog:
 
     def stop(self) -> None:
         """No interruption after this."""
-        if self._cancel is not None:
-            self._cancel()
-            self._cancel = None
+        self._stopped = True
 
     def settle(self, error: BaseException | None) -> Failure | None:
         """What `error` means if it is the watchdog's doing; None: it is somebody else's."""
@@ -121,23 +177,21 @@ class Watchdog:
 
     def _until(self, due: float) -> None:
         self._due = due
-        if due < self._armed or self._cancel is None:
-            self.stop()
-            if self._failure is None:
-                self._arm()
+        if due < self._armed and not self._stopped:
+            self._armed = due
+            self._timers.add(due, self)
 
-    def _arm(self) -> None:
-        self._armed = self._due
-        self._cancel = self._clock.call_at(self._due, self._fire)
-
-    def _fire(self) -> None:
-        self._cancel = None
-        now = self._clock.monotonic()
+    def ring(self, now: float) -> float | None:
+        """Its time may have come; when to look again, None: never."""
+        if self._stopped or now + _SLACK < self._armed:  # or it was set to an earlier moment
+            return None
         if now + _SLACK < self._due:
-            self._arm()
-            return
+            self._armed = min(self._due, now + _LOOK)
+            return self._armed
+        self._stopped = True
         self._failure = Failure(self._phase, self._why(now))
         self._task.cancel()
+        return None
 
     def _why(self, now: float) -> str:
         if now + _SLACK >= self._deadline:

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.clock import Deadline
 from gateway.core.target import Cause, Failure, Timeouts
-from gateway.transport.watchdog import Watchdog
+from gateway.transport.watchdog import Timers, Watchdog
 from tests.support.clock import ManualClock
 
 TIMES = Timeouts(connect=2.0, first_token=10.0, answer=90.0, idle=20.0)
@@ -18,6 +18,7 @@ class Bench:
 
     def __init__(self, *, stream: bool = True, seconds: float = 10.0, deadline: float = 600.0):
         self.clock = ManualClock()
+        self.timers = Timers(self.clock)
         self.dog: Watchdog
         self.failure: Failure | None = None
         self.cancelled = False
@@ -26,7 +27,11 @@ class Bench:
         self.task = asyncio.ensure_future(self._attempt())
 
     async def _attempt(self) -> None:
-        self.dog = Watchdog(self.clock, TIMES, self._seconds, self._deadline, stream=self._stream)
+        task = asyncio.current_task()
+        assert task is not None
+        self.dog = Watchdog(
+            self.timers, task, TIMES, self._seconds, self._deadline, stream=self._stream
+        )
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError as error:
@@ -155,3 +160,20 @@ async def test_a_stopped_dog_does_not_bite() -> None:
     assert await bench.after(1000) is None
     bench.task.cancel()
     await asyncio.sleep(0)
+
+
+async def test_what_has_ended_is_forgotten_when_its_first_look_is_due() -> None:
+    clock = ManualClock()
+    timers = Timers(clock)
+    task = asyncio.current_task()
+    assert task is not None
+    for _ in range(1000):
+        deadline = Deadline(clock.monotonic() + 600.0)
+        dog = Watchdog(timers, task, TIMES, 90.0, deadline, stream=True)
+        dog.connected()
+        dog.stop()
+        clock.advance(0.01)
+        assert len(timers) <= TIMES.connect / 0.01 + 1
+    clock.advance(TIMES.connect)
+    assert len(timers) == 0
+    timers.close()
