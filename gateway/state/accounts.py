@@ -34,7 +34,7 @@ Need = tuple[int, int]  # which ask of the call, how much
 
 
 class StoreLost(Exception):
-    """The store did not answer in time, or cannot. What was asked may have happened."""
+    """The store did not answer in time, or cannot: why, in a word. What was asked may be done."""
 
 
 class Ask(NamedTuple):
@@ -84,9 +84,17 @@ Verdict = Full | tuple[Drop, ...]  # admitted: what each meter of the group was 
 
 
 class Answer(NamedTuple):
-    """`now` is the store's time; `rank` the place of the worker among `workers` that live."""
+    """What a worker is told.
+
+    Args:
+        now: the store's time.
+        known: it had heard of this worker; if not, it has to be told of every account.
+        workers: how many live.
+        rank: this one's place among them, from 0.
+    """
 
     now: float
+    known: bool
     workers: int
     rank: int
     grants: Sequence[Grant]
@@ -108,10 +116,6 @@ class AccountStore(Protocol):
             StoreLost: there is no answer.
             gateway.errors.GatewayError: what the caller is to hear instead.
         """
-        ...
-
-    async def leave(self, worker: str) -> None:
-        """The worker goes and holds nothing any more. Raises StoreLost."""
         ...
 
 
@@ -319,7 +323,7 @@ def sync(
     """One call of a worker, on the tallies of its asks by account id.
 
     Args:
-        beats: when each worker was last heard of, in the store's time; this one just now.
+        beats: when each worker was last heard of before, in the store's time.
         now: never less than before.
     """
     alive = {name for name, at in beats.items() if now - at <= SILENT} | {worker}
@@ -344,7 +348,8 @@ def sync(
         _grant(tally, worker, ask, room, more, now)
         for tally, ask, room, more in zip(whole, asks, rooms, taken, strict=True)
     ]
-    return Answer(now, len(alive), sorted(alive).index(worker), grants, verdicts)
+    rank = sorted(alive).index(worker)
+    return Answer(now, worker in beats, len(alive), rank, grants, verdicts)
 
 
 def _judge(
@@ -428,22 +433,14 @@ class Book:
         self, worker: str, turn: int, asks: Sequence[Ask], groups: Sequence[Sequence[Need]]
     ) -> Answer:
         if turn <= self._turns.get(worker, 0):
-            raise StoreLost
+            raise StoreLost("late")
         now = self._now = max(self._now, self._clock.monotonic())
-        self._turns[worker] = turn
-        self._beats[worker] = now
         self._sweep(2 * len(asks) + 2, now)
         for ask in asks:
             self._tally(ask.account.id)
-        return sync(self._tallies, self._beats, now, worker, asks, groups)
-
-    async def leave(self, worker: str) -> None:
-        """Give what it held back, and forget it."""
-        self._beats.pop(worker, None)
-        self._turns.pop(worker, None)
-        for tally in self._tallies.values():
-            tally.held.pop(worker, None)
-            tally.seen.pop(worker, None)
+        answer = sync(self._tallies, self._beats, now, worker, asks, groups)
+        self._turns[worker], self._beats[worker] = turn, now
+        return answer
 
     def spend(self, account: str, nano_usd: int) -> None:
         """A line of the ledger, on a budget."""
@@ -452,7 +449,7 @@ class Book:
         tally.spent += nano_usd
 
     def swept(self, worker: str) -> None:
-        """All that a dead worker left is in the ledger: its money is free."""
+        """All that a worker left is in the ledger: its money is free."""
         self._beats.pop(worker, None)
 
     def _tally(self, name: str) -> Tally:

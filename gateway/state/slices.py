@@ -13,6 +13,7 @@ store: `shipped` says so.
 """
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -78,7 +79,7 @@ class Cell:
     __slots__ = (
         "account", "back", "back_told", "drops", "flow", "free", "free_then", "kind", "lasts", "meter", "mine",
         "rate", "reported", "rest", "retry_at", "sent", "shed_free", "shed_n", "shed_until",
-        "since", "size", "stake", "tight", "turn", "until", "used", "whole_at",
+        "since", "size", "stake", "tight", "told", "turn", "until", "used", "whole_at",
     )  # fmt: skip
 
     def __init__(self, account: Account, used: int, now: float) -> None:
@@ -96,6 +97,7 @@ class Cell:
         self.back = used
         self.back_told = used
         self.drops: tuple[Drop, ...] = ()
+        self.told = True  # the store knows what is held and was used
         self.turn = 0  # of the last call that named it
         self.sent = now  # when that was
         self.whole_at = 0.0
@@ -175,6 +177,7 @@ class Slices:
         self._skew = 0.0  # the store's time minus ours
         self._peak = 0  # no forgotten cell had used more
         self._heard = -math.inf  # when the last call was sent
+        self._leaving = False
         self._wakes: list[Callable[[], None]] = []
         self._waking = False
 
@@ -334,14 +337,12 @@ class Slices:
             await self._call(())
 
     async def leave(self) -> None:
-        """Report everything, give everything back; nobody may reserve any more."""
-        try:
-            for cell in self._cells.values():
-                cell.until = 0.0
+        """Report everything and give back what requests do not hold."""
+        self._leaving = True
+        for cell in self._cells.values():
+            cell.until = 0.0
+        with contextlib.suppress(GatewayError):  # the others find out by our silence
             await self.tick()
-            await self._store.leave(self._worker)
-        except (StoreLost, GatewayError):
-            return  # the others find out by our silence
 
     # -- taking ---------------------------------------------------------------------------------
 
@@ -509,7 +510,7 @@ class Slices:
             cell.rate = (cell.rate + cell.flow / span) / 2
             cell.flow, cell.since = 0, now
         most = cell.account.limit // (2 * self._workers)
-        if self._workers > 1 and most < SMALL:
+        if self._leaving or (self._workers > 1 and most < SMALL):
             return 0
         forecast = max(cell.rate, cell.flow)
         return min(most, int(1.2 * forecast + 2.0 * math.sqrt(forecast * cell.size)))
@@ -521,6 +522,9 @@ class Slices:
         groups: Sequence[_Group],
         sent: float,
     ) -> None:
+        if not answer.known:
+            for cell in self._cells.values():
+                cell.told = False
         self._workers = answer.workers
         self._skew = answer.now - sent
         for (cell, ask), grant in zip(asked, answer.grants, strict=True):
@@ -548,6 +552,7 @@ class Slices:
         cell.free += gain
         cell.stake += gain
         cell.until = sent + LIFE
+        cell.told = True
         cell.rest = grant.rest
         cell.whole_at = sent + grant.whole
         cell.shed_until = 0.0
@@ -669,6 +674,7 @@ class Slices:
             or cell.total() != cell.reported
             or cell.free != cell.free_then
             or bool(cell.drops)
+            or not cell.told
             or (now - cell.sent >= REFRESH and cell.held > 0)
         )
 
