@@ -60,7 +60,7 @@ class Ask(NamedTuple):
     drops: tuple[Drop, ...] = ()
 
 
-class Grant(NamedTuple):
+class Slice(NamedTuple):
     """What is the worker's now, `bound` included; what nobody has; seconds until all is whole."""
 
     granted: int
@@ -97,7 +97,7 @@ class Answer(NamedTuple):
     known: bool
     workers: int
     rank: int
-    grants: Sequence[Grant]
+    slices: Sequence[Slice]
     verdicts: Sequence[Verdict]
 
 
@@ -277,8 +277,10 @@ class Tally:
                 self.window.add(now, held)
 
     def idle(self, now: float) -> bool:
-        """Nobody has named it for two windows, so who holds it is dead, and was so long ago that
-        the charge for it would have left. Money stays until it is swept.
+        """Nobody has named it for two windows.
+
+        Whoever still holds it died so long ago that the charge for it would have left by now.
+        Money stays until it is swept.
         """
         money = self.kind == "budget" and (self.held or self.spent)
         return self.touched + IDLE <= now and self.meter.tat <= now * MICRO and not money
@@ -323,8 +325,12 @@ def sync(
     """One call of a worker, on the tallies of its asks by account id.
 
     Args:
+        tallies: at least those that are asked for; changed in place.
         beats: when each worker was last heard of before, in the store's time.
         now: never less than before.
+        worker: whose call it is.
+        asks: of different accounts.
+        groups: each is admitted whole or not at all, in this order.
     """
     alive = {name for name, at in beats.items() if now - at <= SILENT} | {worker}
     rooms = []
@@ -344,12 +350,12 @@ def sync(
                 if asks[place].account.burst is None:
                     rooms[place] -= n
                     taken[place] += n
-    grants = [
-        _grant(tally, worker, ask, room, more, now)
+    slices = [
+        _slice(tally, worker, ask, room, more, now)
         for tally, ask, room, more in zip(whole, asks, rooms, taken, strict=True)
     ]
     rank = sorted(alive).index(worker)
-    return Answer(now, worker in beats, len(alive), rank, grants, verdicts)
+    return Answer(now, worker in beats, len(alive), rank, slices, verdicts)
 
 
 def _judge(
@@ -389,11 +395,11 @@ def _full(tally: Tally, account: Account, place: int, n: int, room: int, now: fl
     return Full(place, int(now) + WINDOW + 1 - now if kind == "rpm" else None, sure=False)
 
 
-def _grant(tally: Tally, worker: str, ask: Ask, room: int, taken: int, now: float) -> Grant:
+def _slice(tally: Tally, worker: str, ask: Ask, room: int, taken: int, now: float) -> Slice:
     account = ask.account
     if account.burst is not None:
         tally.held.pop(worker, None)
-        return Grant(0, *tally.meter.left(now, account))
+        return Slice(0, *tally.meter.left(now, account))
     most = room
     if account.kind == "budget":
         most -= math.ceil(account.limit * (1 - SPARSE))
@@ -403,7 +409,7 @@ def _grant(tally: Tally, worker: str, ask: Ask, room: int, taken: int, now: floa
         tally.held[worker] = granted
     else:
         tally.held.pop(worker, None)
-    return Grant(granted, room - slack, tally.window.whole(now))
+    return Slice(granted, room - slack, tally.window.whole(now))
 
 
 class Book:

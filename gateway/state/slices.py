@@ -33,9 +33,9 @@ from gateway.state.accounts import (
     Ask,
     Drop,
     Full,
-    Grant,
     Meter,
     Need,
+    Slice,
     StoreLost,
     Window,
 )
@@ -77,9 +77,10 @@ class Cell:
     """
 
     __slots__ = (
-        "account", "back", "back_told", "drops", "flow", "free", "free_then", "kind", "lasts", "meter", "mine",
-        "rate", "reported", "rest", "retry_at", "sent", "shed_free", "shed_n", "shed_until",
-        "since", "size", "stake", "tight", "told", "turn", "until", "used", "whole_at",
+        "account", "back", "back_told", "drops", "flow", "free", "free_then", "kind", "lasts",
+        "meter", "mine", "rate", "reported", "rest", "retry_at", "sent", "shed_free", "shed_n",
+        "shed_until", "since", "size", "stake", "tight", "told", "turn", "until", "used",
+        "whole_at",
     )  # fmt: skip
 
     def __init__(self, account: Account, used: int, now: float) -> None:
@@ -393,7 +394,7 @@ class Slices:
         """What was refused a moment ago and cannot have changed."""
         for cell, n in short:
             if self._refused(cell, n, now):
-                return Refusal(cell.account, max(cell.retry_at - now, EDGE))
+                return Refusal(cell.account, cell.retry_at - now + EDGE)
         return None
 
     def _refused(self, cell: Cell, n: int, now: float) -> bool:
@@ -485,8 +486,10 @@ class Slices:
         self._apply(answer, list(zip(cells.values(), asks, strict=True)), groups, now)
 
     def _state(self, cell: Cell, now: float, *, spent: bool) -> Ask:
-        """What we say of it. While the call is out no more than `want` of the slack is ours, and
-        none where somebody waits for more (`spent`).
+        """What we say of it.
+
+        While the call is out no more than `want` of the slack is ours, and none where somebody
+        waits for more (`spent`).
         """
         meter = cell.meter
         cell.flow += max(0, cell.free_then - cell.free)
@@ -527,7 +530,7 @@ class Slices:
                 cell.told = False
         self._workers = answer.workers
         self._skew = answer.now - sent
-        for (cell, ask), grant in zip(asked, answer.grants, strict=True):
+        for (cell, ask), grant in zip(asked, answer.slices, strict=True):
             self._granted(cell, ask, grant, answer.now, sent)
         for group, verdict in zip(groups, answer.verdicts, strict=True):
             if isinstance(verdict, Full):
@@ -547,7 +550,7 @@ class Slices:
         for cell, _ in asked:
             cell.free_then = cell.free
 
-    def _granted(self, cell: Cell, ask: Ask, grant: Grant, now: float, sent: float) -> None:
+    def _granted(self, cell: Cell, ask: Ask, grant: Slice, now: float, sent: float) -> None:
         gain = grant.granted - ask.bound - cell.free_then
         cell.free += gain
         cell.stake += gain
@@ -570,7 +573,7 @@ class Slices:
             wait = self._guess(cell, sent)
         cell.tight = True
         cell.shed_n, cell.shed_free = n, cell.free
-        cell.retry_at = sent + max(wait, EDGE)
+        cell.retry_at = sent + wait - EDGE / 2  # who comes back after `wait` is not late
         cell.shed_until = cell.retry_at if verdict.sure else min(cell.retry_at, sent + SHED)
         return Refusal(cell.account, max(wait, EDGE))
 
@@ -640,15 +643,13 @@ class Slices:
                 if cell.stake - cell.free != cell.reported:
                     reset = WHOLE
             found.append(
-                tuple.__new__(
-                    Headroom, (account, left if left > 0 else 0, reset if reset > 0 else 0.0)
-                )
+                tuple.__new__(Headroom, (account, max(0, left), reset if reset > 0 else 0.0))
             )
         return tuple(found)
 
     def _wait(self, cell: Cell, n: int, now: float) -> float:
         if self._refused(cell, n, now):
-            return max(cell.retry_at - now, EDGE)
+            return cell.retry_at - now + EDGE
         if cell.meter is not None:
             return cell.meter.wait(now + self._skew, n, cell.account)
         self._age(cell, now)

@@ -68,7 +68,7 @@ class Spare:
     def _learn(self, asks: Sequence[Ask], answer: Answer) -> None:
         self.lost = False
         self._workers, self._rank = answer.workers, answer.rank
-        for ask, grant in zip(asks, answer.grants, strict=True):
+        for ask, grant in zip(asks, answer.slices, strict=True):
             if ask.account.kind == "budget":
                 name = ask.account.id
                 self._money[name] = grant.granted + max(0, grant.rest) // answer.workers

@@ -56,8 +56,7 @@ async def open_state(
 ) -> AsyncIterator[EmbeddedState]:
     """Settles what a crash left, then serves; on leaving everything is shipped.
 
-    Args:
-        workers: how many processes share `dir`.
+    `workers`: how many processes share `dir`.
 
     Raises:
         OSError: the folder cannot be used, or the store in it; its `strerror` says why.
