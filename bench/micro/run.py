@@ -51,9 +51,10 @@ from gateway.pipeline.tell import answer_headers, note
 from gateway.providers.registry import adapter
 from gateway.server.facades.chat import ChatFacade
 from gateway.server.hints import read_head
+from gateway.state.accounts import Book
 from gateway.state.embedded.health import LocalHealth
-from gateway.state.embedded.limiter import EmbeddedLimiter
 from gateway.state.journal import Journal
+from gateway.state.slices import Slices
 from gateway.telemetry.logs import as_json
 from gateway.telemetry.metrics import Metrics
 
@@ -111,7 +112,7 @@ def _exchange(body: bytes) -> Exchange:
     return exchange
 
 
-def _planner(limiter: EmbeddedLimiter, outputs: Outputs) -> Planner:
+def _planner(limiter: Slices, outputs: Outputs) -> Planner:
     return Planner(
         Sources(
             CLOCK.monotonic,
@@ -141,7 +142,7 @@ def _send() -> Iterator[Step]:
 
 
 def _plan() -> Iterator[Step]:
-    limiter, outputs = EmbeddedLimiter(CLOCK), Outputs()
+    limiter, outputs = Slices(Book(CLOCK), "micro", CLOCK), Outputs()
     exchange = _exchange(BODIES["1k"])
     facts = exchange.facts
     if facts is None:
@@ -154,7 +155,7 @@ def _plan() -> Iterator[Step]:
 
 
 def _limits() -> Iterator[Step]:
-    limiter, outputs = EmbeddedLimiter(CLOCK), Outputs()
+    limiter, outputs = Slices(Book(CLOCK), "micro", CLOCK), Outputs()
     facts = _exchange(BODIES["1k"]).facts
     if facts is None:
         raise AssertionError
@@ -172,14 +173,14 @@ def _limits() -> Iterator[Step]:
     yield "limiter: wait for a target's 6", lambda: limiter.wait(demands[-6:]), 1
 
 
-def _give_back(limiter: EmbeddedLimiter, demands: list, accounts: tuple) -> None:  # type: ignore[type-arg]
+def _give_back(limiter: Slices, demands: list, accounts: tuple) -> None:  # type: ignore[type-arg]
     held = now(limiter.reserve("r", demands, accounts))
     limiter.release(held)
 
 
 def _journal() -> Iterator[Step]:
     journal = Journal(FOLDER, "micro")
-    settle = _settle(EmbeddedLimiter(CLOCK), journal)
+    settle = _settle(Slices(Book(CLOCK), "micro", CLOCK), journal)
     opening = Opening(
         "req_0123456789abcdef01234567.1", CLOCK.now(), "bench", "load", "u-12345", None, "",
         "smart", "main", "up", "gpt-4o-mini", "answer", "p1", 260, 1, 1, 0, 1,
@@ -200,7 +201,7 @@ def _journal() -> Iterator[Step]:
     yield "settle an attempt, no journal", bare, 1
 
 
-def _settle(limiter: EmbeddedLimiter, journal: Journal) -> Settle:
+def _settle(limiter: Slices, journal: Journal) -> Settle:
     health = LocalHealth(CLOCK, deaf, random.Random(1))
     return Settle(limiter, journal, health, Outputs(), CLOCK, deaf)  # type: ignore[arg-type]
 
@@ -236,7 +237,7 @@ def _answers() -> Iterator[Step]:
 
 def _ends() -> Iterator[Step]:
     exchange = _exchange(BODIES["1k"])
-    limiter, outputs = EmbeddedLimiter(CLOCK), Outputs()
+    limiter, outputs = Slices(Book(CLOCK), "micro", CLOCK), Outputs()
     facts = exchange.facts
     if facts is None:
         raise AssertionError
@@ -275,7 +276,7 @@ def _roads() -> Iterator[Step]:
 
 
 def _road(transport: Transport) -> Road:
-    limiter, outputs = EmbeddedLimiter(CLOCK), Outputs()
+    limiter, outputs = Slices(Book(CLOCK), "micro", CLOCK), Outputs()
     journal = Journal(FOLDER, f"m{random.getrandbits(40):x}")
     health = LocalHealth(CLOCK, deaf, random.Random(1))
     metrics = Metrics("0")

@@ -1,6 +1,6 @@
 """What changes while a request is under way: its attempts, and the exchange that holds all."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gateway.core.plan import Facts, Plan, Skip
@@ -147,12 +147,16 @@ class Reservation:
     `headroom` is that of the tightest caller accounts, taken when it was made.
     """
 
-    __slots__ = ("headroom", "held", "id")
+    __slots__ = ("headroom", "id")
 
-    def __init__(self, id: str, held: dict[str, int], headroom: Sequence["Headroom"]) -> None:
+    def __init__(self, id: str, headroom: Sequence["Headroom"]) -> None:
         self.id = id
-        self.held = held
         self.headroom = headroom
+
+    @property
+    def held(self) -> Mapping[str, int]:
+        """Made anew at each look."""
+        raise NotImplementedError
 
 
 class Headroom(NamedTuple):

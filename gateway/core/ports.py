@@ -28,35 +28,57 @@ from gateway.wire import json
 
 
 class Limiter(Protocol):
-    """Accounts (gateway.md 5): `settled(window) + held + n <= limit` at every instant."""
+    """Accounts (gateway.md 5): `settled(window) + held + n <= limit` at every instant.
+
+    A demand on a budget is nano-dollars, the most a call may cost.
+    """
+
+    def try_reserve(
+        self, id: str, demands: Sequence[Demand], told: Sequence[Account]
+    ) -> Reservation | None:
+        """`reserve` where nobody has to be asked; None: nothing is held, await `reserve`."""
+        ...
 
     async def reserve(
         self, id: str, demands: Sequence[Demand], told: Sequence[Account]
     ) -> Reservation | Refusal:
-        """Hold all demands or none; a refusal consumes nothing and names the first that is full.
+        """Hold all demands or none; a refusal consumes nothing and names one that is full.
 
         An ask above the limit counts as the limit. `told`: the accounts whose headroom the
         reservation carries.
+
+        Raises:
+            gateway.errors.Overloaded: `store_unavailable`.
         """
         ...
 
     async def extend(self, reservation: Reservation, demands: Sequence[Demand]) -> Refusal | None:
-        """Hold more under the same reservation, all or none."""
+        """Hold more under the same reservation, all or none. Raises as `reserve`."""
         ...
 
-    def settle(self, reservation: Reservation, accounts: Iterable[Account], tokens: int) -> None:
+    def settle(
+        self,
+        reservation: Reservation,
+        accounts: Iterable[Account],
+        tokens: int,
+        nano_usd: int = 0,
+    ) -> None:
         """End the holds on `accounts`: rpm counts 1, tpm counts `tokens`, concurrency frees 1.
 
-        Idempotent for each account; never waits. Tokens above the hold stay as debt.
+        A budget keeps `nano_usd` held until the ledger's line is in the store.
+        Idempotent for each account; never waits. What is above the hold stays as debt.
         """
         ...
 
     def release(self, reservation: Reservation, accounts: Iterable[Account] | None = None) -> None:
-        """Give holds back (None: all that is left) as if they had never been."""
+        """Give holds back (None: all that is left) as if they had never been.
+
+        A request counted long ago, or in a meter on which others came to lean, stays counted.
+        """
         ...
 
     def wait(self, demands: Sequence[Demand]) -> float:
-        """Seconds until `demands` would be admitted; 0: now. Looks only."""
+        """Seconds until `demands` would be admitted; 0: now, or only asking tells. Looks only."""
         ...
 
     def headroom(self, accounts: Sequence[Account]) -> Sequence[Headroom]: ...

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gateway.core.principal import Principal
-from gateway.core.target import Chain, Leaf, Secret, Target
+from gateway.core.target import AccountKind, Chain, Leaf, Secret, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Grant:
     """
 
     principal: Principal
-    limits: tuple[tuple[Literal["rpm", "tpm", "concurrency"], int, int | None], ...] = ()
+    limits: tuple[tuple[AccountKind, int, int | None], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

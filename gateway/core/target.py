@@ -210,7 +210,7 @@ class Retry:
     budget: float = 0.2
 
 
-AccountKind = Literal["rpm", "tpm", "concurrency"]
+AccountKind = Literal["rpm", "tpm", "concurrency", "budget"]
 AccountScope = Literal["team", "key", "provider", "target"]
 
 
@@ -218,6 +218,7 @@ AccountScope = Literal["team", "key", "provider", "target"]
 class Account:
     """One counted limit. `id` is stable over reloads: `key:search-prod:rpm`.
 
+    A budget counts nano-dollars and its id names the period: `key:ci:budget:day:2026-11-21`.
     `burst` only for rpm: at most so many at once, then evenly (a meter, GCRA).
     """
 

@@ -1,85 +1,168 @@
-"""The maths of limits: windows, meters, slots. No clock, no I/O: every wing follows these rules.
+"""The maths of limits, as every store follows them: no I/O, and no clock but the one handed in.
 
-An account keeps `settled(last 60 s) + held + n <= limit` at every instant. Settled use lies in
-buckets of one second, and a bucket leaves only when all of it is older than the window: hence no
-span of 60 s, wherever it begins, has more than `limit`.
+An account keeps `settled(last 60 s) + held <= limit` at every instant, where `held` is what all
+workers may use without asking again: what their requests hold and what they have in reserve. The
+proof is in docs/limits-proof.md. Settled use lies in buckets of one second, and a bucket leaves
+only when all of it is older than the window.
 
-Who asks `take` puts `n = min(n, limit) or n`: an ask above the limit counts as the limit, and a
-limit of 0 admits nobody. Times are seconds of a monotonic clock; a backward step frees nothing.
-`take` gives a mark with which it can be undone (`undo`: as if it had never been), or None when
-there is no room.
+Workers state absolute figures, so a call that is lost or repeated does no harm. `sync` is the one
+operation; `Book` keeps accounts in memory, other stores load what `sync` needs and write it back.
 """
 
 import math
 from collections import deque
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
+from gateway.clock import Clock
 from gateway.core.target import Account
+from gateway.wire import json
 
 WINDOW = 60  # seconds
-WHOLE = float(WINDOW)
-IDLE = 2 * WINDOW  # an account that nobody used for so long may be forgotten
+SILENT = 15.0  # seconds after which a worker that says nothing is dead
+IDLE = 2 * WINDOW  # seconds: a store may forget an account nobody named for so long
+SPARSE = 0.9  # of a budget: above it nothing is given in reserve
 MICRO = 1_000_000
 MINUTE = 60 * MICRO
 EDGE = 1e-6  # a wait ends this much after the moment, so that rounding does not cut it short
 NEVER = 60.0  # the wait told where no time cures: a limit of 0
-FIRST_GUESS = 1.0  # seconds a hold lasts, before one was seen to end
-LONGEST_GUESS = 60.0
-WEIGHT = 0.1  # of the latest hold in their moving mean
+MOST = 2**53  # no figure is larger
 
-Bucket = list[int]  # [second, n]; [GONE, n] once it has left
-GONE = -1
-Drop = tuple[int, int, int, int]  # a meter's: tat before, start, finish, refunds until then
-Mark = Bucket | Drop | float
+Bucket = list[int]  # [second, n]
+Drop = tuple[int, int]  # one admission of a meter: its TAT before and after, microseconds
+Need = tuple[int, int]  # which ask of the call, how much
+
+
+class StoreLost(Exception):
+    """The store did not answer in time, or cannot: why, in a word. What was asked may be done."""
+
+
+class Ask(NamedTuple):
+    """What a worker says of one account; counts are absolute, over the worker's life.
+
+    Args:
+        account: with the limit as the worker knows it.
+        floor: `used` less what is to be counted by a store that has no record of it: the use of
+            the last window.
+        used: settled so far.
+        back: of that taken back again, as if it had never been.
+        bound: held by requests.
+        want: how much it would like to have in reserve on top of what this call asks for.
+        drops: admissions of a meter to undo, newest first.
+    """
+
+    account: Account
+    floor: int
+    used: int
+    back: int
+    bound: int
+    want: int
+    drops: tuple[Drop, ...] = ()
+
+
+class Slice(NamedTuple):
+    """What is the worker's now, `bound` included; what nobody has; seconds until all is whole."""
+
+    granted: int
+    rest: int
+    whole: float
+
+
+class Full(NamedTuple):
+    """A group was refused: the first ask without room, and when it will have some.
+
+    `wait` None: when somebody gives a hold back. `sure`: settled use alone is in the way, so
+    nothing but time helps.
+    """
+
+    place: int
+    wait: float | None
+    sure: bool
+
+
+Verdict = Full | tuple[Drop, ...]  # admitted: what each meter of the group was charged, in order
+
+
+class Answer(NamedTuple):
+    """What a worker is told.
+
+    Args:
+        now: the store's time.
+        known: it had heard of this worker; if not, it has to be told of every account.
+        workers: how many live.
+        rank: this one's place among them, from 0.
+    """
+
+    now: float
+    known: bool
+    workers: int
+    rank: int
+    slices: Sequence[Slice]
+    verdicts: Sequence[Verdict]
+
+
+class AccountStore(Protocol):
+    """Where the workers of a fleet meet."""
+
+    async def sync(
+        self, worker: str, turn: int, asks: Sequence[Ask], groups: Sequence[Sequence[Need]]
+    ) -> Answer:
+        """Report, and get what may be spent; each group is admitted whole or not at all.
+
+        Groups are judged in order. A `turn` not above the worker's last is not carried out. No
+        account stands twice in `asks`, no ask twice in a group. Ends within a bounded time.
+
+        Raises:
+            StoreLost: there is no answer.
+            gateway.errors.GatewayError: what the caller is to hear instead.
+        """
+        ...
 
 
 class Window:
-    """What was settled in the last 60 s.
+    """What was settled in the last 60 s; `settled` is to be looked at only after `age`."""
 
-    Attributes:
-        settled: the sum of the buckets; look at it only after `age`, due once `leaves` is reached.
-        leaves: the second in which the oldest bucket leaves; inf when there is none.
-        turns: the second after that of the newest bucket.
-    """
+    __slots__ = ("buckets", "settled")
 
-    __slots__ = ("buckets", "leaves", "newest", "settled", "turns")
+    def __init__(self, settled: int = 0, buckets: Sequence[Bucket] = ()) -> None:
+        self.buckets: deque[Bucket] = deque(buckets)  # oldest first, at most 62
+        self.settled = settled
 
-    def __init__(self) -> None:
-        self.buckets: deque[Bucket] = deque()  # oldest first, at most 61
-        self.newest: Bucket = [GONE, 0]
-        self.leaves: float = math.inf
-        self.turns: float = -math.inf
-        self.settled = 0
-
-    def age(self, now: float) -> None:
-        buckets = self.buckets
+    def age(self, now: float) -> int:
+        """How much has left."""
+        buckets, before = self.buckets, self.settled
         while buckets and buckets[0][0] + WINDOW + 1 <= now:
-            bucket = buckets.popleft()
-            self.settled -= bucket[1]
-            bucket[0] = GONE
-        if buckets:
-            self.leaves = buckets[0][0] + WINDOW + 1
-        else:
-            self.leaves, self.turns = math.inf, -math.inf
+            self.settled -= buckets.popleft()[1]
+        return before - self.settled
 
-    def add(self, now: float, n: int) -> Bucket:
+    def add(self, now: float, n: int) -> None:
+        """A clock that stepped back counts to the newest second there is."""
+        if n <= 0:
+            return
         self.settled += n
-        if now < self.turns:  # the same second, or the clock stepped back
-            bucket = self.newest
-            bucket[1] += n
-            return bucket
-        second = int(now)
-        if not self.buckets:
-            self.leaves = second + WINDOW + 1
-        self.turns = second + 1
-        self.newest = bucket = [second, n]
-        self.buckets.append(bucket)
-        return bucket
+        buckets, second = self.buckets, int(now)
+        if buckets and buckets[-1][0] >= second:
+            buckets[-1][1] += n
+        else:
+            buckets.append([second, n])
 
-    def take_back(self, bucket: Bucket, n: int) -> None:
-        if bucket[0] != GONE:
-            bucket[1] -= n
-            self.settled -= n
+    def take_back(self, n: int) -> None:
+        """From the oldest on: whatever is left then stays for longer than it had to."""
+        buckets = self.buckets
+        while n > 0 and buckets:
+            part = min(n, buckets[0][1])
+            buckets[0][1] -= part
+            self.settled -= part
+            n -= part
+            if not buckets[0][1]:
+                buckets.popleft()
+
+    def move(self, now: float) -> None:
+        """Another clock: what is counted counts for another window."""
+        settled, self.settled = self.settled, 0
+        self.buckets.clear()
+        if settled:
+            self.add(now, settled)
 
     def wait(self, now: float, n: int) -> float:
         """Seconds until `n` of what is settled has left."""
@@ -91,10 +174,9 @@ class Window:
 
     def whole(self, now: float) -> float:
         """Seconds until all has left."""
-        return max(0.0, self.turns + WINDOW - now) + EDGE if self.settled else 0.0
-
-    def idle(self, now: float) -> bool:
-        return self.turns + IDLE <= now
+        if not self.buckets:
+            return 0.0
+        return max(0.0, self.buckets[-1][0] + WINDOW + 1 - now) + EDGE
 
 
 class Meter:
@@ -103,251 +185,293 @@ class Meter:
     In any span t: admissions <= burst + limit x t/60. `tat` is the moment it will be empty.
     """
 
-    __slots__ = ("refunded", "tat")
+    __slots__ = ("tat",)
 
-    def __init__(self) -> None:
-        self.tat = 0
-        self.refunded = 0
+    def __init__(self, tat: int = 0) -> None:
+        self.tat = tat
 
-    def take(self, now: int, n: int, limit: int, burst: int) -> Drop | None:
-        tau = -(-MINUTE // limit)
-        n = min(n, burst)
+    def take(self, now: float, n: int, account: Account) -> Drop | None:
+        if self.wait(now, n, account) > 0:
+            return None
         before = self.tat
-        start = max(before, now)
-        if start - now > (burst - n) * tau:
-            return None
-        self.tat = finish = start + n * tau
-        return before, start, finish, self.refunded
+        n = min(n, _burst(account))
+        self.tat = max(before, int(now * MICRO)) + n * _tau(account)
+        return before, self.tat
 
-    def undo(self, now: int, mark: Drop) -> None:
-        """Give back what was taken, but never what others came to lean on.
-
-        The last one out is undone exactly. If others came after it, only the part of it that has
-        not drained yet returns: giving back more would erase *their* charge.
-        """
-        before, start, finish, refunded = mark
-        if self.tat == finish and self.refunded == refunded:
+    def undo(self, drop: Drop) -> None:
+        """As if it had never been, unless others came after and lean on it: then it counts."""
+        before, after = drop
+        if self.tat == after:
             self.tat = before
-            return
-        left = finish - (self.refunded - refunded) - now
-        left = min(max(left, 0), finish - start)
-        self.tat -= left
-        self.refunded += left
-
-    def wait(self, now: int, n: int, limit: int, burst: int) -> float:
-        tau = -(-MINUTE // limit)
-        lacking = max(self.tat - now, 0) - (burst - min(n, burst)) * tau
-        return (lacking + 1) / MICRO if lacking > 0 else 0.0
-
-
-class Counted(Protocol):
-    """One account of any kind. `now` is monotonic seconds; the account's limit is the asker's."""
-
-    def take(self, now: float, n: int, account: Account) -> Mark | None: ...
-    def undo(self, now: float, n: int, mark: Mark) -> None: ...
-    def settle(self, now: float, n: int, used: int, mark: Mark) -> None: ...
-    def wait(self, now: float, n: int, account: Account) -> float: ...
-    def left(self, now: float, account: Account) -> tuple[int, float]:
-        """What remains, and the seconds until it is whole again."""
-        ...
-
-    def idle(self, now: float) -> bool: ...
-
-
-class Requests:
-    """rpm: counted at admission. With `burst` it is a meter, else a window."""
-
-    __slots__ = ("meter", "window")
-
-    def __init__(self) -> None:
-        self.window = Window()
-        self.meter: Meter | None = None
-
-    def take(self, now: float, n: int, account: Account) -> Mark | None:
-        if account.burst is not None:
-            return self._metered(now, n, account.limit, account.burst)
-        window = self.window
-        if now >= window.leaves:
-            window.age(now)
-        settled = window.settled + n
-        if settled > account.limit:
-            return None
-        if now >= window.turns:
-            return window.add(now, n)
-        window.settled = settled  # `add` within the same second, without its frame
-        bucket = window.newest
-        bucket[1] += n
-        return bucket
-
-    def undo(self, now: float, n: int, mark: Mark) -> None:
-        if isinstance(mark, list):
-            self.window.take_back(mark, n)
-        elif self.meter is not None and isinstance(mark, tuple):
-            self.meter.undo(int(now * MICRO), mark)
-
-    def settle(self, now: float, n: int, used: int, mark: Mark) -> None:
-        """Nothing: it was counted when it was admitted."""
 
     def wait(self, now: float, n: int, account: Account) -> float:
-        limit = account.limit
-        if limit <= 0:
-            return NEVER
-        if account.burst is not None:
-            if self.meter is None:
-                return 0.0
-            return self.meter.wait(int(now * MICRO), n, limit, max(1, account.burst))
-        window = self.window
-        window.age(now)
-        lacking = window.settled + min(n, limit) - limit
-        return window.wait(now, lacking) if lacking > 0 else 0.0
-
-    def left(self, now: float, account: Account) -> tuple[int, float]:
-        if account.burst is not None:
-            return self._drops_left(now, account.limit, account.burst)
-        window = self.window
-        if now >= window.leaves:
-            window.age(now)
-        settled = window.settled
-        if not settled:
-            return account.limit, 0.0
-        left = account.limit - settled
-        reset = window.turns + WINDOW - now
-        return (left, reset) if left > 0 else (0, reset)
-
-    def idle(self, now: float) -> bool:
-        full = self.meter is not None and self.meter.tat / MICRO + IDLE > now
-        return not full and self.window.idle(now)
-
-    def _metered(self, now: float, n: int, limit: int, burst: int) -> Drop | None:
-        if limit <= 0:
-            return None
-        meter = self.meter
-        if meter is None:
-            meter = self.meter = Meter()
-        return meter.take(int(now * MICRO), n, limit, max(1, burst))
-
-    def _drops_left(self, now: float, limit: int, burst: int) -> tuple[int, float]:
-        if self.meter is None or limit <= 0:
-            return burst, 0.0
-        full = max(self.meter.tat - int(now * MICRO), 0)
-        tau = -(-MINUTE // limit)
-        return max(0, burst - -(-full // tau)), full / MICRO
-
-
-class Tokens:
-    """tpm: held while a request runs, settled with what it really used; excess stays as debt."""
-
-    __slots__ = ("held", "lasts", "window")
-
-    def __init__(self) -> None:
-        self.window = Window()
-        self.held = 0
-        self.lasts = FIRST_GUESS
-
-    def take(self, now: float, n: int, account: Account) -> Mark | None:
-        window = self.window
-        if now >= window.leaves:
-            window.age(now)
-        held = self.held + n
-        if window.settled + held > account.limit:
-            return None
-        self.held = held
-        return now
-
-    def undo(self, now: float, n: int, mark: Mark) -> None:
-        self.held -= n
-
-    def settle(self, now: float, n: int, used: int, mark: Mark) -> None:
-        self.held -= n
-        self.lasts += (now - mark - self.lasts) * WEIGHT  # type: ignore[operator]
-        window = self.window
-        if now >= window.leaves:
-            window.age(now)
-        if now >= window.turns:
-            if used:
-                window.add(now, used)
-        else:
-            window.settled += used  # `add` within the same second, without its frame
-            window.newest[1] += used
-
-    def wait(self, now: float, n: int, account: Account) -> float:
-        """Exact while only settled use is in the way; nobody knows when a hold will end.
-
-        Then: the mean time a hold lasts, or the time the settled part takes if that is longer.
-        """
-        limit = account.limit
-        if limit <= 0:
-            return NEVER
-        window = self.window
-        window.age(now)
-        lacking = window.settled + self.held + min(n, limit) - limit
-        if lacking <= 0:
-            return 0.0
-        if lacking <= window.settled:
-            return window.wait(now, lacking)
-        return max(window.whole(now), min(self.lasts, LONGEST_GUESS))
-
-    def left(self, now: float, account: Account) -> tuple[int, float]:
-        window = self.window
-        if now >= window.leaves:
-            window.age(now)
-        held = self.held
-        left = account.limit - window.settled - held
-        if held:
-            return (left, WHOLE) if left > 0 else (0, WHOLE)
-        reset = window.turns + WINDOW - now if window.settled else 0.0
-        return (left, reset) if left > 0 else (0, reset)
-
-    def idle(self, now: float) -> bool:
-        return not self.held and self.window.idle(now)
-
-
-class Slots:
-    """concurrency: what runs at this instant."""
-
-    __slots__ = ("held", "lasts", "touched")
-
-    def __init__(self) -> None:
-        self.held = 0
-        self.lasts = FIRST_GUESS  # seconds; moving mean of how long one was held
-        self.touched = -math.inf
-
-    def take(self, now: float, n: int, account: Account) -> Mark | None:
-        held = self.held + n
-        if held > account.limit:
-            return None
-        self.held = held
-        return now
-
-    def undo(self, now: float, n: int, mark: Mark) -> None:
-        self.held -= n
-
-    def settle(self, now: float, n: int, used: int, mark: Mark) -> None:
-        self.held -= n
-        self.touched = now
-        self.lasts += (now - mark - self.lasts) * WEIGHT  # type: ignore[operator]
-
-    def wait(self, now: float, n: int, account: Account) -> float:
-        """No time is known: the mean time a slot is held, over how many are out."""
         if account.limit <= 0:
             return NEVER
-        if self.held + min(n, account.limit) <= account.limit:
-            return 0.0
-        return min(max(self.lasts / max(1, self.held), 0.05), LONGEST_GUESS)
+        burst = _burst(account)
+        backlog = max(self.tat - int(now * MICRO), 0)
+        lacking = backlog - (burst - min(n, burst)) * _tau(account)
+        return (lacking + 1) / MICRO if lacking > 0 else 0.0
 
     def left(self, now: float, account: Account) -> tuple[int, float]:
-        held = self.held
-        if not held:
-            return account.limit, 0.0
-        left, whole = account.limit - held, min(self.lasts, LONGEST_GUESS)
-        return (left, whole) if left > 0 else (0, whole)
+        """How many at once, and the seconds until it is whole again."""
+        if account.limit <= 0:
+            return 0, NEVER
+        backlog = max(self.tat - int(now * MICRO), 0)
+        return max(0, _burst(account) + -backlog // _tau(account)), backlog / MICRO
+
+
+def _burst(account: Account) -> int:
+    return max(1, account.burst or 1)
+
+
+def _tau(account: Account) -> int:
+    return -(-MINUTE // account.limit)
+
+
+class Tally:
+    """One account in a store.
+
+    Attributes:
+        kind: of the account; "" until it is named.
+        held: worker -> what it may use without asking.
+        seen: worker -> its `used` and `back` as last heard.
+        spent: nano-dollars, of a budget only; moved by the ledger's lines, never by `sync`.
+        touched: when it was last named.
+    """
+
+    __slots__ = ("held", "kind", "meter", "seen", "spent", "touched", "window")
+
+    def __init__(self) -> None:
+        self.window = Window()
+        self.meter = Meter()
+        self.held: dict[str, int] = {}
+        self.seen: dict[str, tuple[int, int]] = {}
+        self.spent = 0
+        self.touched = 0.0
+        self.kind = ""
+
+    def hear(self, worker: str, ask: Ask, now: float) -> int:
+        """Take down what the worker reports; the room there is above its bound."""
+        account = ask.account
+        self.touched, self.kind = now, account.kind
+        for drop in ask.drops:
+            self.meter.undo(drop)
+        if account.kind in {"rpm", "tpm"}:
+            used, back = self.seen.get(worker, (ask.floor, ask.back))
+            self.window.take_back(ask.back - back)
+            self.window.add(now, ask.used - max(used, ask.floor))
+            self.seen[worker] = ask.used, ask.back
+        others = sum(self.held.values()) - self.held.get(worker, 0)
+        return account.limit - self.window.settled - self.spent - others - ask.bound
+
+    def bury(self, beats: Mapping[str, float], alive: set[str], now: float) -> None:
+        """What dead workers held: charged in full, slots freed; money waits for the sweep."""
+        if self.held.keys() <= alive and self.seen.keys() <= alive:
+            return
+        for worker in [name for name in {**self.held, **self.seen} if name not in alive]:
+            if self.kind == "budget" and worker in beats:
+                continue
+            held = self.held.pop(worker, 0)
+            self.seen.pop(worker, None)
+            if held and self.kind in {"rpm", "tpm"}:
+                self.window.add(now, held)
 
     def idle(self, now: float) -> bool:
-        return not self.held and self.touched + IDLE <= now
+        """Nobody has named it for two windows.
+
+        Whoever still holds it died so long ago that the charge for it would have left by now.
+        Money stays until it is swept.
+        """
+        money = self.kind == "budget" and (self.held or self.spent)
+        return self.touched + IDLE <= now and self.meter.tat <= now * MICRO and not money
+
+    def dump(self) -> bytes:
+        window = self.window
+        values = (window.settled, list(window.buckets), self.meter.tat, self.held, self.seen)
+        return json.dumps((*values, self.touched, self.kind))
 
 
-def counted(account: Account) -> Counted:
-    """A fresh account of the kind."""
-    if account.kind == "rpm":
-        return Requests()
-    return Tokens() if account.kind == "tpm" else Slots()
+class _Dumped(json.Struct, array_like=True):
+    settled: int
+    buckets: list[Bucket]
+    tat: int
+    held: dict[str, int]
+    seen: dict[str, tuple[int, int]]
+    touched: float
+    kind: str
+
+
+_decoder: json.Decoder[_Dumped] = json.Decoder(_Dumped)
+
+
+def restored(data: bytes) -> Tally:
+    """What `dump` wrote."""
+    found, tally = _decoder.decode(data), Tally()
+    tally.window = Window(found.settled, found.buckets)
+    tally.meter.tat = found.tat
+    tally.held, tally.seen = found.held, found.seen
+    tally.touched, tally.kind = found.touched, found.kind
+    return tally
+
+
+def sync(
+    tallies: Mapping[str, Tally],
+    beats: Mapping[str, float],
+    now: float,
+    worker: str,
+    asks: Sequence[Ask],
+    groups: Sequence[Sequence[Need]],
+) -> Answer:
+    """One call of a worker, on the tallies of its asks by account id.
+
+    Args:
+        tallies: at least those that are asked for; changed in place.
+        beats: when each worker was last heard of before, in the store's time.
+        now: never less than before.
+        worker: whose call it is.
+        asks: of different accounts.
+        groups: each is admitted whole or not at all, in this order.
+    """
+    alive = {name for name, at in beats.items() if now - at <= SILENT} | {worker}
+    rooms = []
+    for ask in asks:
+        tally = tallies[ask.account.id]
+        tally.window.age(now)
+        tally.bury(beats, alive, now)
+        rooms.append(tally.hear(worker, ask, now))
+    whole = [tallies[ask.account.id] for ask in asks]
+    verdicts: list[Verdict] = []
+    taken = [0] * len(asks)
+    for group in groups:
+        verdict = _judge(whole, asks, rooms, group, now)
+        verdicts.append(verdict)
+        if not isinstance(verdict, Full):
+            for place, n in group:
+                if asks[place].account.burst is None:
+                    rooms[place] -= n
+                    taken[place] += n
+    slices = [
+        _slice(tally, worker, ask, room, more, now)
+        for tally, ask, room, more in zip(whole, asks, rooms, taken, strict=True)
+    ]
+    rank = sorted(alive).index(worker)
+    return Answer(now, worker in beats, len(alive), rank, slices, verdicts)
+
+
+def _judge(
+    tallies: Sequence[Tally],
+    asks: Sequence[Ask],
+    rooms: Sequence[int],
+    group: Sequence[Need],
+    now: float,
+) -> Verdict:
+    drops: list[tuple[Meter, Drop]] = []
+    for place, n in group:
+        account, tally = asks[place].account, tallies[place]
+        if account.burst is not None:
+            drop = tally.meter.take(now, n, account)
+            if drop is not None:
+                drops.append((tally.meter, drop))
+                continue
+        elif n <= rooms[place] and account.limit > 0:
+            continue
+        for meter, taken in reversed(drops):
+            meter.undo(taken)
+        return _full(tally, account, place, n, rooms[place], now)
+    return tuple(drop for _, drop in drops)
+
+
+def _full(tally: Tally, account: Account, place: int, n: int, room: int, now: float) -> Full:
+    if account.limit <= 0:
+        return Full(place, NEVER, sure=True)
+    if account.burst is not None:
+        return Full(place, tally.meter.wait(now, n, account), sure=True)
+    settled, kind = tally.window.settled, account.kind
+    if kind == "budget":
+        return Full(place, None, sure=tally.spent + n > account.limit)
+    if n - room <= settled:
+        return Full(place, tally.window.wait(now, n - room), sure=settled + n > account.limit)
+    # Admissions nobody has reported yet are about to be counted; other holds end when they end.
+    return Full(place, int(now) + WINDOW + 1 - now if kind == "rpm" else None, sure=False)
+
+
+def _slice(tally: Tally, worker: str, ask: Ask, room: int, taken: int, now: float) -> Slice:
+    account = ask.account
+    if account.burst is not None:
+        tally.held.pop(worker, None)
+        return Slice(0, *tally.meter.left(now, account))
+    most = room
+    if account.kind == "budget":
+        most -= math.ceil(account.limit * (1 - SPARSE))
+    slack = max(0, min(ask.want, most))
+    granted = ask.bound + taken + slack
+    if granted:
+        tally.held[worker] = granted
+    else:
+        tally.held.pop(worker, None)
+    return Slice(granted, room - slack, tally.window.whole(now))
+
+
+class Book:
+    """Accounts in memory: the store of one process, and the model for the others.
+
+    `sync` answers in the same turn of the loop.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._now = 0.0
+        self._tallies: dict[str, Tally] = {}
+        self._round: deque[str] = deque()  # every account once: who is looked at next
+        self._beats: dict[str, float] = {}
+        self._turns: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        """How many accounts are remembered."""
+        return len(self._tallies)
+
+    async def sync(
+        self, worker: str, turn: int, asks: Sequence[Ask], groups: Sequence[Sequence[Need]]
+    ) -> Answer:
+        return self.answer(worker, turn, asks, groups)
+
+    def answer(
+        self, worker: str, turn: int, asks: Sequence[Ask], groups: Sequence[Sequence[Need]]
+    ) -> Answer:
+        if turn <= self._turns.get(worker, 0):
+            raise StoreLost("late")
+        now = self._now = max(self._now, self._clock.monotonic())
+        self._sweep(2 * len(asks) + 2, now)
+        for ask in asks:
+            self._tally(ask.account.id)
+        answer = sync(self._tallies, self._beats, now, worker, asks, groups)
+        self._turns[worker], self._beats[worker] = turn, now
+        return answer
+
+    def spend(self, account: str, nano_usd: int) -> None:
+        """A line of the ledger, on a budget."""
+        tally = self._tally(account)
+        tally.kind = "budget"
+        tally.spent += nano_usd
+
+    def swept(self, worker: str) -> None:
+        """All that a worker left is in the ledger: its money is free."""
+        self._beats.pop(worker, None)
+
+    def _tally(self, name: str) -> Tally:
+        tally = self._tallies.get(name)
+        if tally is None:
+            tally = self._tallies[name] = Tally()
+            self._round.append(name)
+        return tally
+
+    def _sweep(self, most: int, now: float) -> None:
+        for name in [name for name, at in self._beats.items() if now - at > IDLE]:
+            self._turns.pop(name, None)
+        for _ in range(min(most, len(self._round))):
+            name = self._round.popleft()
+            tally = self._tallies[name]
+            if tally.idle(now):
+                del self._tallies[name]
+            else:
+                self._round.append(name)

@@ -6,19 +6,25 @@ from typing import Protocol
 
 import pytest
 
-from gateway.clock import Clock
 from gateway.core.ports import Ledger, Limiter
+from gateway.state.accounts import Book
+from gateway.state.embedded.accounts import SqliteAccounts
 from gateway.state.embedded.ledger import EmbeddedLedger
-from gateway.state.embedded.limiter import EmbeddedLimiter
 from gateway.state.embedded.sqlite import Store
 from gateway.state.journal import Journal
+from gateway.state.spare import Spare
 from tests.support.clock import ManualClock
+from tests.support.limits import Dead, Inline, owned
 
-LIMITERS: dict[str, Callable[[Clock], Limiter]] = {"embedded": EmbeddedLimiter}
+LIMITERS: dict[str, Callable[[ManualClock], Limiter]] = {
+    "memory": lambda clock: owned(Book(clock), clock),
+    "sqlite": lambda clock: owned(SqliteAccounts(Inline(), clock), clock),
+    "spare": lambda clock: owned(Spare(Dead(), clock, 1, lambda _: None), clock),
+}
 
 
 @pytest.fixture(params=sorted(LIMITERS))
-def make_limiter(request: pytest.FixtureRequest) -> Callable[[Clock], Limiter]:
+def make_limiter(request: pytest.FixtureRequest) -> Callable[[ManualClock], Limiter]:
     return LIMITERS[request.param]
 
 

@@ -7,7 +7,11 @@ from collections.abc import Callable
 
 
 class ManualClock:
-    """`advance` moves time and fires what is due, in order; sleepers wake in the same way."""
+    """`advance` moves time and fires what is due, in order; sleepers wake in the same way.
+
+    Attributes:
+        before: called whenever time is about to move: what an owner does in the background.
+    """
 
     def __init__(self, epoch: float = 1_800_000_000.0) -> None:
         self._epoch = epoch
@@ -15,6 +19,7 @@ class ManualClock:
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._cancelled: set[int] = set()
+        self.before: list[Callable[[], object]] = []
 
     def now(self) -> float:
         return self._epoch + self._monotonic - 1000.0
@@ -34,6 +39,9 @@ class ManualClock:
 
     def advance(self, seconds: float) -> None:
         """Move on; timers due on the way fire at their own moments."""
+        if seconds > 0:
+            for work in self.before:
+                work()
         end = self._monotonic + seconds
         while self._timers and self._timers[0][0] <= end:
             when, number, wake = heapq.heappop(self._timers)

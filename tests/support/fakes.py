@@ -1,7 +1,7 @@
 """A world for the road: scripted upstreams, ports that write down what they are asked, one clock.
 
 An upstream's call is a `Says`: what comes back, and when. `World` stands the real steps of the
-pipeline on these fakes, the embedded limiter and a `ManualClock`; `World.ask` sends one request
+pipeline on these fakes, the limiter over memory and a `ManualClock`; `World.ask` sends one request
 and moves the clock from timer to timer until it is over.
 """
 
@@ -33,10 +33,11 @@ from gateway.pipeline.queue import Queue
 from gateway.pipeline.road import Road
 from gateway.pipeline.settle import Settle
 from gateway.pipeline.under_way import UnderWay
+from gateway.state.accounts import Book
 from gateway.state.embedded.health import LocalHealth
-from gateway.state.embedded.limiter import EmbeddedLimiter
 from gateway.wire import json
 from tests.support.clock import ManualClock
+from tests.support.limits import owned
 
 PRICE = Price("p1", input=1_000_000_000, output=2_000_000_000)  # 1,000 and 2,000 nano a token
 TOLD = Usage(input=10, output=5)
@@ -568,7 +569,7 @@ class World:
         self.chain = chain
         self.principal = principal
         self.heard: list[Event] = []
-        self.limiter = EmbeddedLimiter(clock)
+        self.limiter = owned(Book(clock), clock)
         self.ledger = FakeLedger()
         self.health: Any = FakeHealth()
         if real_health:

@@ -12,6 +12,7 @@ from typing import Any
 
 from gateway.clock import Clock
 from gateway.core.events import Event, StateTrouble
+from gateway.state.embedded.accounts import swept
 from gateway.state.embedded.sqlite import Store, harden, problem, transaction
 from gateway.state.journal import Final, Fold, Journal, Part, Reader, Record, orphans, sweep, sync
 from gateway.wire import json
@@ -274,8 +275,10 @@ def drift(db: sqlite3.Connection, since: int = 0) -> int:
 
 
 def _forget(db: sqlite3.Connection, worker: str) -> None:
-    """The cursor of a journal that is no more."""
-    db.execute("DELETE FROM cursor WHERE worker = ?", (worker,))
+    """A worker whose journal is no more: its cursor, and what it held of the limits."""
+    with transaction(db):
+        db.execute("DELETE FROM cursor WHERE worker = ?", (worker,))
+        swept(db, worker)
 
 
 def _bury(db: sqlite3.Connection, worker: str, records: Iterable[Record]) -> int:

@@ -8,26 +8,29 @@ import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 from gateway.clock import Clock
 from gateway.core.events import Event, StateTrouble
 from gateway.core.snapshot import Snapshot
+from gateway.state.embedded.accounts import SqliteAccounts
 from gateway.state.embedded.health import LocalHealth
 from gateway.state.embedded.keys import POLL, EmbeddedKeys
 from gateway.state.embedded.ledger import CLEAN, SHIP, SYNC, TIDY, EmbeddedLedger
-from gateway.state.embedded.limiter import EmbeddedLimiter
 from gateway.state.embedded.sqlite import FILE, Store, prepare
 from gateway.state.embedded.stories import WRITE, Stories
 from gateway.state.journal import Journal
+from gateway.state.slices import TICK, Slices
+from gateway.state.spare import Spare
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedState:
     """The rooms of one machine behind the ports. `recovered`: attempts of lost workers settled."""
 
-    limiter: EmbeddedLimiter
+    limiter: Slices
     ledger: EmbeddedLedger
     keys: EmbeddedKeys
     health: LocalHealth
@@ -49,8 +52,11 @@ async def open_state(
     clock: Clock,
     heard: Callable[[Event], None],
     rng: random.Random,
+    workers: int = 1,
 ) -> AsyncIterator[EmbeddedState]:
     """Settles what a crash left, then serves; on leaving everything is shipped.
+
+    `workers`: how many processes share `dir`.
 
     Raises:
         OSError: the folder cannot be used, or the store in it; its `strerror` says why.
@@ -58,7 +64,7 @@ async def open_state(
     """
     folder = Path(dir)
     prepare(folder)
-    store = Store(folder)
+    store, shared = Store(folder), Store(folder)
     try:
         try:
             await store.run(lambda _: None)
@@ -74,10 +80,14 @@ async def open_state(
             health = LocalHealth(clock, heard, rng)
             health.use(snapshot.targets.values())
             stories = Stories(store, snapshot.config, clock, heard)
-            state = EmbeddedState(
-                EmbeddedLimiter(clock), ledger, keys, health, stories, worker, recovered
-            )
+            accounts = SqliteAccounts(shared, clock)
+            trouble = partial(StateTrouble, "embedded", "limits")
+            spare = Spare(accounts, clock, workers, lambda why: heard(trouble(why)))
+            limiter = Slices(spare, worker, clock)
+            state = EmbeddedState(limiter, ledger, keys, health, stories, worker, recovered)
             async with _Chores(clock, heard) as chores:
+                chores.every(TICK, limiter.tick)
+                chores.every(CLEAN, accounts.tidy)
                 chores.every(SHIP, ledger.ship)
                 chores.every(SYNC, ledger.sync)
                 chores.every(TIDY, ledger.recover)
@@ -86,10 +96,12 @@ async def open_state(
                 chores.every(WRITE, stories.write)
                 chores.every(CLEAN, stories.clean)
                 yield state
+            await limiter.leave()
             await stories.write()
         finally:
             await ledger.leave()
     finally:
+        await shared.close()
         await store.close()
 
 

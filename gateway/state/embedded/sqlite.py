@@ -34,6 +34,16 @@ class Store:
         """What `work` returns; it must end its transactions. Raises sqlite3.Error."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._work, work)
 
+    async def within(self, seconds: float, work: Callable[[sqlite3.Connection], T]) -> T:
+        """`run`, but no longer: then what `work` does may be done all the same.
+
+        Raises:
+            TimeoutError: it took longer.
+            sqlite3.Error: it went wrong.
+        """
+        async with asyncio.timeout(seconds):
+            return await self.run(work)
+
     async def close(self) -> None:
         """After all that was handed over before."""
         await asyncio.get_running_loop().run_in_executor(self._pool, self._close)

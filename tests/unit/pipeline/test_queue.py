@@ -49,7 +49,7 @@ class Room:
                 return Refusal(self.account, 0.1)
             self.free -= 1
             self.order.append(name)
-            return Reservation(name, {}, ())
+            return Reservation(name, ())
 
         refusal = Refusal(self.account, 0.1)
         waits = self.queue.wait(facts, refusal, lambda: 0.0 if self.free > 0 else 9.0, again)
