@@ -78,13 +78,14 @@ class Exchange:
 
     `waited` is seconds spent in the queue, `paused` those before retries; `dropped` the members
     left out on the way to the target that answers; `skips` every target that was passed over, in
-    order, each once.
+    order, each once; `held_for` the target whose accounts its reservation holds from the start.
     """
 
     __slots__ = (
         "api", "attempts", "chain_name", "dropped", "ended", "error", "facts", "finish_reason",
-        "finished", "headroom", "id", "paused", "plan", "planned", "principal", "reservation",
-        "settled", "skips", "started", "status", "streaming", "told", "trail", "waited",
+        "finished", "headroom", "held_for", "id", "paused", "plan", "planned", "principal",
+        "reservation", "settled", "skips", "started", "status", "streaming", "told", "trail",
+        "waited",
     )  # fmt: skip
 
     def __init__(self, id: str, api: str, started: float) -> None:
@@ -96,6 +97,7 @@ class Exchange:
         self.plan: Plan | None = None
         self.planned = 0.0  # when the first plan and its reservation stood
         self.reservation: Reservation | None = None
+        self.held_for: Target | None = None
         self.headroom: Sequence[Headroom] = ()  # of the caller's tightest accounts
         self.attempts: list[Attempt] = []
         self.skips: list[Skip] = []

@@ -8,7 +8,7 @@ from gateway.clock import Deadline
 from gateway.core.principal import Principal
 from gateway.core.request import Hints, Request
 from gateway.core.target import Cause, Chain, Target, Timeouts
-from gateway.core.usage import UNKNOWN, Cost, Price, Usage
+from gateway.core.usage import UNKNOWN, Cost, Price
 from gateway.wire import json
 
 
@@ -90,6 +90,7 @@ class Try(json.Struct, frozen=True):
         output: upper bound of output tokens.
         price: the row in force; None: unpriced.
         probe: the breaker is half-open: this would be its one probe.
+        bound: what the attempt may cost at most, as far as the prompt is estimated rightly.
     """
 
     target: Target
@@ -99,13 +100,7 @@ class Try(json.Struct, frozen=True):
     output: int
     price: Price | None
     probe: bool = False
-
-    @property
-    def bound(self) -> Cost:
-        """What the attempt may cost at most, as far as the prompt is estimated rightly."""
-        if self.price is None:
-            return UNKNOWN
-        return self.price.cost(Usage(input=self.prompt, output=self.output))
+    bound: Cost = UNKNOWN
 
 
 class Skip(json.Struct, frozen=True):

@@ -112,7 +112,13 @@ class _Walk(AbstractAsyncContextManager[Answer]):
 
     async def __aenter__(self) -> Answer:
         plan = self._exchange.plan
-        chosen = await self._chosen(plan) if plan else None
+        chosen: tuple[Try, str] | None = None
+        if plan is not None:
+            if plan.tries and not plan.skipped:
+                first = plan.tries[0]
+                chosen = first, "probe" if first.probe else "answer"
+            else:
+                chosen = await self._chosen(plan)
         while chosen is not None:
             candidate, kind = chosen
             attempt = await self._begin(candidate, kind)
@@ -346,7 +352,11 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         A Skip when it cannot be asked after all.
         """
         steps, target = self._steps, candidate.target
-        refusal = await self._hold(target)
+        refusal = None
+        if target is self._exchange.held_for:
+            self._exchange.held_for = None  # once: a retry holds anew
+        elif target.accounts:
+            refusal = await self._hold(target)
         now = steps.clock.monotonic()
         if refusal is not None:
             return Skip(target, Cause.NO_HEADROOM, now + max(refusal.wait, MIN_REST))
@@ -381,16 +391,14 @@ class _Walk(AbstractAsyncContextManager[Answer]):
 
     async def _hold(self, target: Target) -> Refusal | None:
         """The target's accounts; past the first step they may take a moment to be free."""
-        if not target.accounts:
-            return None
         held = self._reservation.held
-        if all(account.id in held for account in target.accounts):
-            return None
         demands = [
             demand
             for demand in target_demands(self._facts, target, self._steps.outputs)
             if demand.account.id not in held
         ]
+        if not demands:
+            return None
         refusal = await self._steps.limiter.extend(self._reservation, demands)
         if refusal is None or not (self._calls or self._refused):
             return refusal

@@ -2,10 +2,11 @@
 
 from bisect import bisect_left, insort
 from collections import OrderedDict, deque
+from collections.abc import Iterable
 
 from gateway.core.attempt import Demand
 from gateway.core.plan import Facts
-from gateway.core.target import Target
+from gateway.core.target import Account, Target
 from gateway.pipeline.plan import output_bound
 
 BYTES_A_TOKEN = 3.5
@@ -65,10 +66,7 @@ class Outputs:
 def caller_demands(facts: Facts, output: int) -> list[Demand]:
     """What the caller's own accounts must hold: prompt and the bound of the output."""
     held = facts.request.prompt + output
-    return [
-        Demand(account, held if account.kind == "tpm" else 1)
-        for account in facts.principal.accounts
-    ]
+    return _of(facts.principal.accounts, held)
 
 
 def target_demands(facts: Facts, target: Target, outputs: Outputs) -> list[Demand]:
@@ -77,4 +75,9 @@ def target_demands(facts: Facts, target: Target, outputs: Outputs) -> list[Deman
         return []
     bound = output_bound(facts.request, facts.principal.default_max_tokens, target)
     held = facts.request.prompt + outputs.expected(facts.principal.key_id, target.id, bound)
-    return [Demand(account, held if account.kind == "tpm" else 1) for account in target.accounts]
+    return _of(target.accounts, held)
+
+
+def _of(accounts: Iterable[Account], tokens: int) -> list[Demand]:
+    new = tuple.__new__  # NamedTuple's own costs a frame each
+    return [new(Demand, (one, tokens if one.kind == "tpm" else 1)) for one in accounts]

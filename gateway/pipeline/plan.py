@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from gateway.core.plan import WELL, Facts, Plan, Skip, Standing, State, Try
 from gateway.core.request import Request
 from gateway.core.target import Cause, Chain, Leaf, Step, Target, Timeouts
-from gateway.core.usage import in_force
+from gateway.core.usage import UNKNOWN, Usage, in_force
 from gateway.pipeline.balance import hash01, ranked
 from gateway.wire import json
 
@@ -131,16 +131,23 @@ def _judge(
     timeouts = _timeouts(facts, leaf.timeouts, target)
     if standing.half_open:  # a probe gets half the time: it shall not make its caller wait
         timeouts = replace(timeouts, first_token=timeouts.first_token / 2)
+    request = facts.request
+    prompt, price = request.prompt, in_force(target.prices, state.epoch)
+    output = output_bound(request, facts.principal.default_max_tokens, target)
     candidate = Try(
         target,
         timeouts,
-        timeouts.first_token if facts.request.stream else timeouts.answer,
-        facts.request.prompt,
-        output_bound(facts.request, facts.principal.default_max_tokens, target),
-        in_force(target.prices, state.epoch),
+        timeouts.first_token if request.stream else timeouts.answer,
+        prompt,
+        output,
+        price,
         standing.half_open,
+        UNKNOWN if price is None else price.cost(Usage(prompt, output)),
     )
-    return _too_dear(facts, candidate) or _resting(facts, state, target, standing) or candidate
+    dear = _too_dear(facts, candidate)
+    if standing is WELL:
+        return dear or candidate
+    return dear or _resting(facts, state, target, standing) or candidate
 
 
 def _excluded(facts: Facts, target: Target) -> Skip | None:
@@ -176,24 +183,25 @@ def _too_dear(facts: Facts, candidate: Try) -> Skip | None:
         if target.allow_unpriced:
             return None
         return Skip(target, Cause.TOO_DEAR, detail="it has no price")
+    if facts.chain.max_cost is None and facts.hints.max_cost is None:
+        return None
     limits = [m for m in (facts.chain.max_cost, facts.hints.max_cost) if m is not None]
-    if limits and (bound := candidate.bound).nano_usd > min(limits):
-        return Skip(target, Cause.TOO_DEAR, detail=f"up to ${bound.dollars()}")
+    if limits and candidate.bound.nano_usd > min(limits):
+        return Skip(target, Cause.TOO_DEAR, detail=f"up to ${candidate.bound.dollars()}")
     return None
 
 
 def _resting(facts: Facts, state: State, target: Target, standing: Standing) -> Skip | None:
     now = state.now
-    if standing is not WELL:
-        for until, cause, detail in (
-            (standing.aside_until, Cause.KEY_ASIDE, ""),
-            (standing.open_until, Cause.BREAKER_OPEN, ""),
-            (now + MIN_ATTEMPT if standing.probing else 0.0, Cause.BREAKER_OPEN, "being probed"),
-            (_ramp_until(facts, now, target, standing), Cause.BREAKER_OPEN, "being taken back"),
-            (standing.throttled_until, Cause.THROTTLED, ""),
-        ):
-            if until > now:
-                return Skip(target, cause, until, detail)
+    for until, cause, detail in (
+        (standing.aside_until, Cause.KEY_ASIDE, ""),
+        (standing.open_until, Cause.BREAKER_OPEN, ""),
+        (now + MIN_ATTEMPT if standing.probing else 0.0, Cause.BREAKER_OPEN, "being probed"),
+        (_ramp_until(facts, now, target, standing), Cause.BREAKER_OPEN, "being taken back"),
+        (standing.throttled_until, Cause.THROTTLED, ""),
+    ):
+        if until > now:
+            return Skip(target, cause, until, detail)
     return None
 
 

@@ -48,7 +48,8 @@ class Road:
                 keepalive = facts.chain.keepalive
                 reply.expect(voice, keepalive, lambda: early_headers(exchange, self.snapshot))
             exchange.plan = self.plan.first(facts)
-            exchange.reservation = await self.admit(exchange)
+            taken = self.admit.at_once(exchange)
+            exchange.reservation = await self.admit(exchange) if taken is None else taken
             exchange.planned = self.clock.monotonic()
             async with self.attempt(exchange) as answer:
                 exchange.status = 200

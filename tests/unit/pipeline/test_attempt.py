@@ -142,6 +142,14 @@ async def test_noise_that_took_long_is_not_repeated_while_another_is_left():
     assert world.upstreams.asked == ["gpt", "claude"]
 
 
+async def test_a_retry_counts_on_the_targets_accounts_like_any_call():
+    account = Account("target:gpt:rpm", "target", "gpt", "rpm", 10)
+    chain = make_chain(make_target("gpt", accounts=(account,)))
+    world = World(chain, {"gpt": [says("connect"), answers()]})
+    await world.ask()
+    assert world.held([account]) == 2
+
+
 async def test_noise_is_not_repeated_without_retry_budget():
     world = World(make_chain("gpt", "claude"), {"gpt": says("server_error")})
     world.health.budget = 0
