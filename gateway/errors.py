@@ -33,7 +33,7 @@ class GatewayError(Exception):
         code: one of the closed list; the class's own when absent.
         param: the member of the request that is wrong, as OpenAI names it.
         retry_after: seconds after which a repeat may succeed.
-        scope: which limit refused: key, team, provider, target.
+        scope: which limit refused: key, team, user, session, provider, target.
     """
 
     status: int = 500

@@ -5,6 +5,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.metadata import version
 from typing import Self
 
@@ -18,7 +19,7 @@ from gateway.config.mistakes import ConfigError
 from gateway.config.models import Address
 from gateway.core.events import Event, Lifecycle, Reloaded, StateTrouble
 from gateway.core.plan import Facts
-from gateway.core.ports import Facade, Listener, Provider
+from gateway.core.ports import Facade, Keys, Listener, Provider
 from gateway.core.snapshot import Snapshot
 from gateway.core.target import Secret, Target
 from gateway.pipeline.admit import Admit
@@ -39,6 +40,7 @@ from gateway.server.serve import Servers
 from gateway.state.embedded.open import EmbeddedState, open_state
 from gateway.telemetry.metrics import Gauges, Metrics
 from gateway.transport.http import HttpTransport
+from gateway.transport.key_sets import KeySets
 
 LOOK = 2.0  # seconds between looks at the file: inotify misses a ConfigMap's symlinks
 JITTER = random.Random()  # noqa: S311 - spreads cooldowns, guards nothing
@@ -85,10 +87,12 @@ class House:
         self._stamp = source.stamp()
         self._reloading = asyncio.Lock()
         self._ears: tuple[Callable[[Event], None], ...] = ()
+        self._tokens: Callable[[Snapshot, KeySets, Clock], Keys] | None = None
         # set by `running`, in this order
         self._stack: AsyncExitStack
         self.state: EmbeddedState
         self.transport: HttpTransport
+        self.key_sets: KeySets
         self.metrics: Metrics
         self.queue: Queue
         self.readiness: Readiness
@@ -117,6 +121,9 @@ class House:
             )
             self.transport = HttpTransport(self.clock)
             stack.push_async_callback(self.transport.close)
+            errands = await stack.enter_async_context(_Tasks(self.heard))
+            self.key_sets = KeySets(self.transport, self.clock, self.heard, errands.start)
+            await self._read_tokens(self.snapshot)
             self.queue = Queue(self.clock, settings.queue_length, settings.queue_bytes)
             self.state.limiter.on_room(self.queue.pump)
             self.metrics = Metrics(version("llm-gateway"), self._gauges())
@@ -181,6 +188,7 @@ class House:
             if exposed := self._exposed(loaded.snapshot):
                 return self._refused(exposed)
             await self._simulate(loaded.snapshot)
+            await self._read_tokens(loaded.snapshot)
             note = self._swap(loaded)
         return self._told(Reloaded(self.snapshot.config, "", self.clock.now(), note))
 
@@ -198,13 +206,19 @@ class House:
             return ""
         return (
             f"without keys only a loopback address is served, and {server.host} is listened on"
-            " until a restart; keep keys: in the file, or restart"
+            " until a restart; keep keys: or auth: in the file, or restart"
         )
 
     async def _simulate(self, snapshot: Snapshot) -> None:
         """The simulator runs from the first target of `kind: sim` on."""
         if self.simulator is None and any(t.kind == "sim" for t in snapshot.targets.values()):
             self.simulator = await self._stack.enter_async_context(Upstream(clock=self.clock))
+
+    async def _read_tokens(self, snapshot: Snapshot) -> None:
+        """What checks tokens is loaded with the first issuer: it costs 0.1 s, and seldom needed."""
+        if snapshot.issuers and self._tokens is None:
+            found = await asyncio.to_thread(import_module, "gateway.transport.tokens")
+            self._tokens = found.Tokens
 
     def _swap(self, loaded: Loaded) -> str:
         """New roads; requests under way finish on the old. Returns what has to wait, or ""."""
@@ -263,7 +277,11 @@ class House:
             clock,
             snapshot,
         )
-        authenticate = Authenticate(state.keys, clock)
+        self.key_sets.use(snapshot.issuers)
+        tokens = None
+        if self._tokens is not None and snapshot.issuers:
+            tokens = self._tokens(snapshot, self.key_sets, clock)
+        authenticate = Authenticate(state.keys, clock, tokens)
 
         def road(facade: Facade) -> Road:
             return Road(facade, snapshot, clock, authenticate, plan, admit, attempt, settle)

@@ -1,7 +1,6 @@
 """What will hurt although the file holds: what `gateway check` finds beyond shape and names."""
 
 from collections.abc import Iterator
-from typing import Literal
 
 from gateway.config.load import Loaded
 from gateway.config.mistakes import Mistake, Path, Severity, in_order
@@ -61,6 +60,13 @@ class _Lint:
                 yield self._say(
                     "no tier, and no team with one: a key without limits", "keys", index
                 )
+
+        for index, issuer in enumerate(self._document.auth.jwt):
+            claims = issuer.claims
+            bounded = self._bounded(issuer.team) or issuer.tier or claims.tier or claims.team
+            if not bounded:
+                said = "neither a team nor a tier: its users are callers without limits"
+                yield self._say(said, "auth", "jwt", index)
 
     def _bounded(self, team: str | None) -> bool:
         return team is not None and self._document.teams[team].tier is not None
@@ -207,9 +213,7 @@ def _capacity(step: Step, kind: AccountKind) -> int | None:
     return min(bounds, default=None)
 
 
-def _bound(
-    leaf: Leaf, kind: AccountKind, scope: Literal["target", "provider", "team", "key"]
-) -> int | None:
+def _bound(leaf: Leaf, kind: AccountKind, scope: AccountScope) -> int | None:
     limits = {
         account.id: account.limit
         for target in leaf.targets

@@ -43,6 +43,10 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252})\Z", re.ASCII)
 _RESERVED = frozenset({"next", "stop"})
 _CAUSES = tuple(cause.value for cause in WAY_ON)  # a call can come to these
 _read_cause = nodes.one_word(*_CAUSES)
+_CLAIM = re.compile(r"[!-~]{1,128}\Z", re.ASCII)
+ALGORITHMS = (  # asymmetric ones: whoever can check a token cannot make one
+    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"),
+)
 _OURS = frozenset({"model", "messages", "stream"})  # members the gateway itself decides on
 _A_NAME = "a name has a-z, 0-9, dot, dash or underscore and at most 64 characters"
 
@@ -173,6 +177,54 @@ def _redis(value: object, info: ValidationInfo) -> Hidden | None:
     return Hidden(Secret(found), literal=not referred)
 
 
+def _issuer(value: object, info: ValidationInfo) -> str:
+    """Compared with `iss` letter by letter: nothing is added or taken away."""
+    found, _ = expand(value, "an issuer", _env(info))
+    if not found or len(found) > 512 or not found.isprintable() or " " in found:
+        raise Wrong("the claim iss as the issuer writes it: https://login.example.com/")
+    return found
+
+
+def _claim(value: object) -> str:
+    found = nodes.text(value)
+    if not _CLAIM.match(found):
+        raise Wrong("the name of a claim of the token is expected: sub")
+    return found
+
+
+def _audience(value: object) -> str:
+    found = nodes.text(value)
+    if not found or len(found) > 512 or not found.isprintable():
+        raise Wrong("the claim aud that stands for this gateway is expected: gateway")
+    return found
+
+
+def _algorithm(value: object) -> str:
+    found = nodes.text(value)
+    if found.upper().startswith("HS"):
+        raise Wrong("a shared secret lets whoever checks tokens also make them; use RS256 or ES256")
+    if found.lower() == "none":
+        raise Wrong("a token that nobody signed proves nothing; use RS256 or ES256")
+    if found not in ALGORITHMS:
+        raise Wrong(f"must be one of {', '.join(ALGORITHMS)}")
+    return found
+
+
+def _key_set(value: object, info: ValidationInfo) -> str:
+    found, _ = expand(value, "a URL", _env(info))
+    example = "https://login.example.com/.well-known/jwks.json"
+    try:
+        parts = urlsplit(found)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        raise Wrong(f"not a URL; write {example}") from None
+    if parts.scheme not in {"https", "http"} or not host or not found.isascii() or " " in found:
+        raise Wrong(f"not a URL; write {example}")
+    if parts.username is not None or parts.password is not None or parts.fragment:
+        raise Wrong("public keys are fetched without credentials: a URL without @ and #")
+    return found
+
+
 def _address(value: object, info: ValidationInfo) -> Address:
     found, _ = expand(value, "an address", _env(info))
     host, colon, port = found.rpartition(":")
@@ -270,6 +322,12 @@ FilePath = Annotated[str, *_leaf(_path, _TEXT)]
 Url = Annotated[str, *_leaf(_url, {"type": "string", "format": "uri"})]
 RedisUrl = Annotated[Hidden | None, *_leaf(_redis, _TEXT, lambda url: url and "…")]
 WhenLost = Annotated[Literal["shrink", "reject"], *_words("shrink", "reject")]
+IssuerName = Annotated[str, *_leaf(_issuer, _TEXT)]
+Audience = Annotated[str, *_leaf(_audience, _TEXT)]
+Claim = Annotated[str, *_leaf(_claim, _TEXT)]
+Algorithm = Annotated[str, *_leaf(_algorithm, {"enum": list(ALGORITHMS)})]
+KeySetUrl = Annotated[str, *_leaf(_key_set, {"type": "string", "format": "uri"})]
+ClaimValue = Annotated[str, *_leaf(nodes.text, _TEXT)]
 Listen = Annotated[Address, *_leaf(_address, _TEXT, str)]
 Hash = Annotated[
     bytes,
@@ -306,7 +364,7 @@ class QueueSection(Section):
 
 class ServerSection(Section):
     listen: Listen = Address(ServerSettings().host, ServerSettings().port)
-    """The API; anything but loopback needs `keys:`."""
+    """The API; anything but loopback needs `keys:` or `auth:`."""
     admin: Listen = Address(ServerSettings().admin_host, ServerSettings().admin_port)
     """Metrics and admin API; always needs a key."""
     max_body: Size = ServerSettings().max_body
@@ -529,11 +587,20 @@ def _kind_of_full(value: object) -> str:
     return "<wait>" if isinstance(value, dict | Wait) else "<word>"
 
 
+class SubLimitsSection(Section):
+    """What each user or each session has of a caller's limits."""
+
+    limits: CallerLimits = CallerLimits()
+    """Of each of them."""
+
+
 class Tier(Section):
     """A bundle of limits; a team or key that names it gets accounts of its own."""
 
     limits: CallerLimits = CallerLimits()
     """Of each team or key of this tier."""
+    per_session: SubLimitsSection = SubLimitsSection()
+    """Within those: of each x-gateway-session."""
     default_max_tokens: Count | None = None
     """The output bound of callers who state none."""
     priority: Annotated[Priority, *_words("high", "normal", "low")] = "normal"
@@ -580,6 +647,56 @@ class Key(Section):
     """What it is for."""
     limits: CallerLimits = CallerLimits()
     """Narrower than its tier's."""
+    per_user: SubLimitsSection = SubLimitsSection()
+    """Within those: of each user this key calls for."""
+
+
+class ClaimsSection(Section):
+    """Which claims of a token say who calls."""
+
+    user: Claim = "sub"
+    """Whom it was made out to."""
+    team: Claim | None = None
+    """One of `teams`; a token without it, or of another team, is refused with 403."""
+    tier: Claim | None = None
+    """One of `tiers`: limits of the user's own."""
+    role: Claim | None = None
+    """A text, or a list of them, that `roles` translates; without it everybody is a client."""
+
+
+_ROLE = _words("client", "agent", "metrics", "admin")
+
+
+class JwtIssuer(Section):
+    """Who signs tokens that are taken instead of a key."""
+
+    issuer: IssuerName
+    """The claim iss, letter by letter."""
+    audience: Audience
+    """What the claim aud must be, or hold: this gateway's name there."""
+    jwks: KeySetUrl
+    """Where its public keys are; public addresses only, redirects are not followed."""
+    algorithms: list[Algorithm]
+    """The only ones that are taken; asymmetric: RS256, ES256, EdDSA and the like."""
+    claims: ClaimsSection = ClaimsSection()
+    """Which claims say who calls: {user: sub, team: team}."""
+    roles: dict[ClaimValue, Annotated[Role, *_ROLE]] | None = None
+    """What values of the role claim mean, the first that is found; else they are roles' names."""
+    team: Name | None = None
+    """The team of tokens that say none."""
+    tier: Name | None = None
+    """The tier, for each user, of tokens that say none."""
+    allow_http: Truth = False
+    """Allow http:// for jwks (whoever sits in between can then sign for anybody)."""
+    allow_private: Truth = False
+    """Allow private and loopback addresses for jwks."""
+
+
+class AuthSection(Section):
+    """Callers who show something else than a key."""
+
+    jwt: list[JwtIssuer] = Field(default_factory=list)
+    """Whose tokens (JWT) are taken."""
 
 
 class DearerRow(Section):
@@ -689,7 +806,9 @@ class Document(Section):
     teams: dict[Name, Team] = Field(default_factory=dict)
     """Keys that share limits."""
     keys: list[Key] | None = None
-    """Declared caller keys. Without this section only loopback is served, to everyone there."""
+    """Declared caller keys. Without them and `auth` only loopback is served, to everyone there."""
+    auth: AuthSection = AuthSection()
+    """Tokens of an identity provider, instead of keys."""
     prices: PricesSection = Field(default_factory=lambda: PricesSection.model_validate({}))
     """Dollars per million tokens."""
     observe: ObserveSection = ObserveSection()

@@ -19,6 +19,7 @@ from gateway.config.models import (
     ClockSection,
     Document,
     Group,
+    JwtIssuer,
     Key,
     Provider,
     RetrySection,
@@ -27,8 +28,8 @@ from gateway.config.models import (
     UpstreamLimits,
 )
 from gateway.config.nodes import Tree
-from gateway.core.principal import Principal
-from gateway.core.snapshot import DeclaredKey, Grant, ServerSettings, Snapshot
+from gateway.core.principal import Limits, Principal, Role, SubLimits
+from gateway.core.snapshot import DeclaredKey, Grant, Issuer, ServerSettings, Snapshot
 from gateway.core.target import (
     NO_SECRET,
     WAY_ON,
@@ -55,8 +56,13 @@ KINDS: tuple[AccountKind, ...] = ("rpm", "tpm", "concurrency")
 _MAX_STEPS = 200  # targets of one chain, nested chains inlined
 _MAX_NESTING = 64  # chains that lead from one to the next
 _DAY = 86_400.0
-
-Limits = tuple[tuple[AccountKind, int, int | None], ...]
+_PRIVATE = "a private or loopback address; if that is meant, add allow_private: true"
+_ROLES: Mapping[str, Role] = {  # of a token with several the first counts
+    "admin": "admin",
+    "metrics": "metrics",
+    "agent": "agent",
+    "client": "client",
+}
 
 
 class Resolver:
@@ -89,6 +95,7 @@ class Resolver:
         self._check_chains()
         self._check_cycles()
         self._check_callers()
+        self._check_issuers()
         self._check_prices()
         return self.mistakes
 
@@ -96,7 +103,7 @@ class Resolver:
         where = self._tree.original(path)
         self.mistakes.append(self._tree.mistake(where, message, key=key))
 
-    def _sound(self, *prefix: str) -> bool:
+    def _sound(self, *prefix: str | int) -> bool:
         """Whether nothing below `prefix` was wrong, so that fields may be judged together."""
         return not any(gone[: len(prefix)] == prefix for gone in self._tree.gone)
 
@@ -104,7 +111,7 @@ class Resolver:
         server = self._document.server
         if not self._sound("server"):
             return
-        keyless = self._tree.at(("keys",)) is None
+        keyless = self._tree.at(("keys",)) is None and not self._tree.at(("auth", "jwt"))
         if keyless and not server.listen.loopback:
             self._say(
                 "without keys only a loopback address is served; listen on "
@@ -146,11 +153,7 @@ class Resolver:
                 "base_url",
             )
         if _private(parts.hostname or "") and not provider.allow_private:
-            self._say(
-                "a private or loopback address; if that is meant, add allow_private: true",
-                *path,
-                "base_url",
-            )
+            self._say(_PRIVATE, *path, "base_url")
 
     def _check_unique(self, names: list[str], *path: str | int) -> None:
         seen: dict[str, int] = {}
@@ -164,7 +167,7 @@ class Resolver:
             seen.setdefault(name, index)
 
     def _check_burst(self, limits: CallerLimits, *path: str | int) -> None:
-        if limits.burst is not None and limits.rpm is None and self._sound(*map(str, path)):
+        if limits.burst is not None and limits.rpm is None and self._sound(*path):
             self._say("burst needs rpm beside it", *path, "burst")
 
     def _check_target(self, name: str, target: TargetSection) -> None:
@@ -312,6 +315,7 @@ class Resolver:
         tiers = self._tree.names("tiers")
         for name, tier in self._document.tiers.items():
             self._check_burst(tier.limits, "tiers", name, "limits")
+            self._check_share(tier.per_session.limits, tier.limits, "tiers", name, "per_session")
         for name, team in self._document.teams.items():
             if team.tier is not None and team.tier not in tiers:
                 self._say(no_such("tier", team.tier, tiers), "teams", name, "tier")
@@ -357,6 +361,16 @@ class Resolver:
                 self._say(said, *path, "limits", kind)
         if key.limits.rpm is None and wide.rpm is None:
             self._check_burst(key.limits, *path, "limits")
+        narrow = wide.model_copy(update=_said(key.limits, *KINDS))
+        self._check_share(key.per_user.limits, narrow, *path, "per_user")
+
+    def _check_share(self, part: CallerLimits, whole: CallerLimits, *path: str | int) -> None:
+        """What each has lies within what all have."""
+        self._check_burst(part, *path, "limits")
+        for kind in KINDS:
+            own, outer = getattr(part, kind), getattr(whole, kind)
+            if own is not None and outer is not None and own > outer:
+                self._say(f"no more than the {outer} of all together", *path, "limits", kind)
 
     def _tier_of(self, key: Key) -> str | None:
         """The tier that bounds a key: its own, else its team's."""
@@ -397,6 +411,40 @@ class Resolver:
             seen.append(entry)
             here = entry
 
+    def _check_issuers(self) -> None:
+        if self._tree.at(("auth", "jwt")) == []:
+            self._say("at least one issuer is expected", "auth", "jwt")
+        seen: dict[str, int] = {}
+        for index, issuer in enumerate(self._document.auth.jwt):
+            path = ("auth", "jwt", index)
+            if issuer.issuer in seen:
+                first = self._tree.original(("auth", "jwt", seen[issuer.issuer], "issuer"))
+                line = self._tree.mistake(first, "").line
+                self._say(f"this issuer stands twice (first on line {line})", *path, "issuer")
+            seen.setdefault(issuer.issuer, index)
+            self._check_issuer(issuer, *path)
+
+    def _check_issuer(self, issuer: JwtIssuer, *path: str | int) -> None:
+        tiers, teams = self._tree.names("tiers"), self._tree.names("teams")
+        if issuer.team is not None and issuer.team not in teams:
+            self._say(no_such("team", issuer.team, teams), *path, "team")
+        if issuer.tier is not None and issuer.tier not in tiers:
+            self._say(no_such("tier", issuer.tier, tiers), *path, "tier")
+        if not issuer.algorithms and not any(gone[:3] == path for gone in self._tree.gone):
+            self._say("at least one algorithm is expected: [RS256]", *path, "algorithms")
+        if issuer.roles is not None and issuer.claims.role is None:
+            said = "which claim holds them is not said; add claims: {role: …}"
+            self._say(said, *path, "roles", key=True)
+        parts = urlsplit(issuer.jwks)
+        if parts.scheme == "http" and not issuer.allow_http:
+            said = (
+                "over http anybody in between can put in keys of his own; use https, or add"
+                " allow_http: true"
+            )
+            self._say(said, *path, "jwks")
+        if _private(parts.hostname or "") and not issuer.allow_private:
+            self._say(_PRIVATE, *path, "jwks")
+
     # What it means
 
     def snapshot(self, config: str) -> Snapshot:
@@ -414,7 +462,8 @@ class Resolver:
             keys=tuple(self._declared(key) for key in document.keys or ()),
             tiers={name: self._tier_grant(name) for name in document.tiers},
             teams={name: self._team_grant(name) for name in document.teams},
-            keyless=document.keys is None,
+            issuers=tuple(_issuer(issuer) for issuer in document.auth.jwt),
+            keyless=document.keys is None and not document.auth.jwt,
             server=self._server(),
             log_format=document.observe.logs.format,
             public_metrics=document.observe.metrics.public,
@@ -611,6 +660,7 @@ class Resolver:
             default_max_tokens=section.default_max_tokens,
             priority=section.priority,
             wait=section.wait,
+            sub_limits=_sub_limits((), _rows(section.per_session.limits)),
         )
 
     def _tier_grant(self, tier: str) -> Grant:
@@ -644,6 +694,9 @@ class Resolver:
             role=key.role,
             chains=team.chains if key.chains is None else self._allowed(key.chains),
             accounts=(*accounts("key", key.name, _rows(limits)), *team.accounts),
+            sub_limits=_sub_limits(
+                _rows(key.per_user.limits), own.sub_limits.per_session if own.sub_limits else ()
+            ),
         )
         expires = prices.midnight(key.expires) + _DAY if key.expires else None
         return DeclaredKey(key.name, key.hash, principal, expires)
@@ -697,6 +750,28 @@ def _params(section: TargetSection) -> Params:
         cap=dict(said.cap),
         set={name: json.raw(value) for name, value in said.set_.items()},
         drop=frozenset(said.drop),
+    )
+
+
+def _sub_limits(per_user: Limits, per_session: Limits) -> SubLimits | None:
+    return SubLimits(per_user, per_session) if per_user or per_session else None
+
+
+def _issuer(said: JwtIssuer) -> Issuer:
+    claims = said.claims
+    return Issuer(
+        issuer=said.issuer,
+        audience=said.audience,
+        jwks=said.jwks,
+        algorithms=frozenset(said.algorithms),
+        user=claims.user,
+        team_claim=claims.team,
+        tier_claim=claims.tier,
+        role_claim=claims.role,
+        roles=_ROLES if said.roles is None else said.roles,
+        team=said.team,
+        tier=said.tier,
+        allow_private=said.allow_private,
     )
 
 

@@ -1,7 +1,8 @@
 """Caller keys: `gk_<8 public>_<43 random>_<6 checksum>`, made once, stored as a digest only.
 
 The checksum lets a mistyped or invented key be told apart without asking any store; it protects
-nothing.
+nothing. What looks like a JWT (RFC 7519: three parts, the first a JSON object in base64url) is told
+apart by its shape alone.
 """
 
 import base64
@@ -16,6 +17,7 @@ from gateway.core.target import Secret
 PUBLIC = "abcdefghijklmnopqrstuvwxyz0123456789"
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 LENGTH = 3 + 8 + 1 + 43 + 1 + 6
+JWT = "eyJ"  # `{"` in base64url
 
 
 class MadeKey(NamedTuple):
@@ -47,7 +49,8 @@ def read_key(token: str) -> Credential:
         and token[-6:] == _checksum(token[:-7])
     ):
         public = token[3:11]
-    return Credential(public, _digest(token))
+    signed = token.startswith(JWT) and token.count(".") == 2
+    return Credential(public, _digest(token), Secret(token) if signed else None)
 
 
 def _digest(token: str) -> bytes:

@@ -7,7 +7,7 @@ from typing import Protocol
 from gateway.clock import Deadline
 from gateway.core.principal import Principal
 from gateway.core.request import Hints, Request
-from gateway.core.target import Cause, Chain, Target, Timeouts
+from gateway.core.target import Account, Cause, Chain, Target, Timeouts
 from gateway.core.usage import UNKNOWN, Cost, Price
 from gateway.wire import json
 
@@ -15,7 +15,8 @@ from gateway.wire import json
 class Facts(json.Struct, frozen=True):
     """What is known of a request before anything is tried.
 
-    `deadline` is the whole request's end; `started` monotonic seconds.
+    `deadline` is the whole request's end; `started` monotonic seconds. `sub_accounts` are those of
+    its user and its session, where the caller has such limits.
     """
 
     id: str
@@ -27,6 +28,21 @@ class Facts(json.Struct, frozen=True):
     hints: Hints
     user: str | None = None
     session: str | None = None
+    sub_accounts: tuple[Account, ...] = ()
+
+    @property
+    def accounts(self) -> tuple[Account, ...]:
+        """Every account of the caller's side: key, team, and what lies within them."""
+        mine = self.principal.accounts
+        return (*mine, *self.sub_accounts) if self.sub_accounts else mine
+
+    @property
+    def told(self) -> tuple[Account, ...]:
+        """Those whose headroom answers tell."""
+        told = self.principal.told
+        if self.sub_accounts:
+            told += tuple(one for one in self.sub_accounts if one.kind != "concurrency")
+        return told
 
 
 @dataclass(frozen=True, slots=True)

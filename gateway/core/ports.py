@@ -112,7 +112,13 @@ class Keys(Protocol):
     """Only digests are stored; an unknown key costs the same as a known one."""
 
     async def find(self, credential: Credential | None) -> Principal | None:
-        """Who shows this credential; None: nobody, expired, revoked, alike."""
+        """Who shows this credential; None: nobody, expired, revoked, alike.
+
+        Raises (of tokens only):
+            gateway.errors.Unauthenticated: signed by an issuer of ours, but not good here and now.
+            gateway.errors.NotAllowed: a team or tier that is not in the file.
+            gateway.errors.Overloaded: the issuer's keys are not here yet.
+        """
         ...
 
 

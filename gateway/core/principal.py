@@ -1,23 +1,45 @@
 """Who calls, and what they may."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gateway.core.target import Account
+from gateway.core.target import Account, AccountKind, Secret
 
 Priority = Literal["high", "normal", "low"]
 Role = Literal["client", "agent", "metrics", "admin"]
+Access = Literal["anyone", "client", "metrics", "admin"]
+
+OPEN_TO: Mapping[Access, frozenset[Role]] = {
+    "client": frozenset({"client", "agent"}),
+    "metrics": frozenset({"metrics", "admin"}),
+    "admin": frozenset({"admin"}),
+}
+"""What a route asks for, and the roles that have it. `anyone` is not asked at all."""
+
+Limits = tuple[tuple[AccountKind, int, int | None], ...]
+"""(kind, limit, burst) rows; each becomes an `Account` of whom it is said of."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credential:
     """What a caller showed. `id` is the public part of a key of ours, None for a foreign one.
 
-    `digest` is the SHA-256 (32 bytes) of the whole key; the key itself is not kept.
+    `digest` is the SHA-256 (32 bytes) of all of it. A key itself is not kept; a JWT is, as
+    `token`: its signature has to be looked at.
     """
 
     id: str | None
     digest: bytes
+    token: Secret | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SubLimits:
+    """Shares of a caller's limits: what each user, and each session, of it has at most."""
+
+    per_user: Limits = ()
+    per_session: Limits = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +47,15 @@ class Principal:
     """A caller that was recognised.
 
     Args:
-        key_id: the key's name as operators know it; `local` without keys.
+        key_id: the key's name as operators know it; `local` without keys; of a token its
+            issuer and user.
+        user: whom a token was made out to; None: the caller's word counts.
         chains: the names it may call, in order of the file; None: all.
         rights: of skip, target, trace.
         accounts: the key's and the team's limits.
         default_max_tokens: the output bound of callers who state none.
         wait: seconds a request may wait for a slot; 0: refused at once.
+        sub_limits: what users and sessions of it have at most; None: nothing of their own.
     """
 
     key_id: str
@@ -43,6 +68,7 @@ class Principal:
     default_max_tokens: int | None = None
     priority: Priority = "normal"
     wait: float = 0.0
+    sub_limits: SubLimits | None = None
     told: tuple[Account, ...] = field(init=False)  # those whose headroom answers tell
 
     def __post_init__(self) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gateway.core.principal import Principal
-from gateway.core.target import AccountKind, Chain, Leaf, Secret, Target
+from gateway.core.principal import Limits, Principal, Role
+from gateway.core.target import Chain, Leaf, Secret, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,36 @@ class Grant:
     """
 
     principal: Principal
-    limits: tuple[tuple[AccountKind, int, int | None], ...] = ()
+    limits: Limits = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """Whose tokens (JWT) are taken, and who they make the caller.
+
+    Args:
+        issuer: the claim `iss`, exactly.
+        audience: what `aud` must be, or hold.
+        jwks: the URL of its public keys.
+        algorithms: of RS256 and the like; asymmetric ones only.
+        user, team_claim, tier_claim, role_claim: the claims that say so; None: none does.
+        roles: values of the role claim, and the role each stands for; the first that is found.
+        team, tier: where no claim says one.
+        allow_private: whether `jwks` may be a loopback or private address.
+    """
+
+    issuer: str
+    audience: str
+    jwks: str
+    algorithms: frozenset[str]
+    user: str = "sub"
+    team_claim: str | None = None
+    tier_claim: str | None = None
+    role_claim: str | None = None
+    roles: Mapping[str, Role] = field(default_factory=dict)
+    team: str | None = None
+    tier: str | None = None
+    allow_private: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +94,8 @@ class Snapshot:
         targets: by id; every Target of every chain.
         keys: declared keys; empty together with `store_keys=False` means loopback and `LOCAL`.
         tiers, teams: what a stored key may refer to.
-        keyless: no `keys:` in the file: every caller is `local`.
+        issuers: whose tokens are taken.
+        keyless: neither `keys:` nor `auth:` in the file: every caller is `local`.
     """
 
     config: str
@@ -75,6 +105,7 @@ class Snapshot:
     keys: tuple[DeclaredKey, ...] = ()
     tiers: Mapping[str, Grant] = field(default_factory=dict)
     teams: Mapping[str, Grant] = field(default_factory=dict)
+    issuers: tuple[Issuer, ...] = ()
     keyless: bool = True
     server: ServerSettings = ServerSettings()
     log_format: Literal["json", "text", "auto", "none"] = "auto"

@@ -211,7 +211,7 @@ class Retry:
 
 
 AccountKind = Literal["rpm", "tpm", "concurrency", "budget"]
-AccountScope = Literal["team", "key", "provider", "target"]
+AccountScope = Literal["team", "key", "user", "session", "provider", "target"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ class Admit:
         if facts is None or plan is None or self.queue.waiting or not plan.tries:
             return None
         demands = self._demands(facts, plan)
-        taken = self.limiter.try_reserve(facts.id, demands, facts.principal.told)
+        taken = self.limiter.try_reserve(facts.id, demands, facts.told)
         if taken is not None:
             exchange.headroom = taken.headroom
             exchange.held_for = plan.tries[0].target
@@ -51,7 +51,7 @@ class Admit:
                     raise refused(taken)
                 taken = await self._wait(exchange, facts, taken)
         except RateLimited:
-            exchange.headroom = self.limiter.headroom(facts.principal.told)
+            exchange.headroom = self.limiter.headroom(facts.told)
             raise
         exchange.headroom = taken.headroom
         return taken
@@ -72,13 +72,13 @@ class Admit:
         if full is not None:
             return self._refusal(facts, full)
         demands = self._demands(facts, plan)
-        told = facts.principal.told
+        told = facts.told
         taken = await self.limiter.reserve(facts.id, demands, told)
         if isinstance(taken, Refusal) and taken.account.scope not in CALLER:
             if not plan.whole:
                 return await self._reserve(exchange, facts, self.plan(facts))
             # The walk meets the full target itself and goes on to the next.
-            callers = demands[: len(facts.principal.accounts)]
+            callers = demands[: len(facts.accounts)]
             taken = await self.limiter.reserve(facts.id, callers, told)
         elif plan.tries:
             exchange.held_for = plan.tries[0].target
@@ -92,8 +92,7 @@ class Admit:
                 raise refused(taken)
             return taken
 
-        accounts = facts.principal.accounts
-        slots = [Demand(account, 1) for account in accounts if account.kind == "concurrency"]
+        slots = [Demand(account, 1) for account in facts.accounts if account.kind == "concurrency"]
 
         def room_in() -> float:
             plan = self.plan(facts)
@@ -142,9 +141,12 @@ def _every_target_full(plan: Plan) -> Skip | None:
 def refused(refusal: Refusal) -> RateLimited:
     """The 429 of a full account: what is full, how much it holds, when to come back."""
     account = refusal.account
-    whose = {"key": "this API key", "team": f"the team '{account.name}'"}.get(
-        account.scope, f"every target of this model ('{account.name}' is the first to be free)"
-    )
+    whose = {
+        "key": "this API key",
+        "team": f"the team '{account.name}'",
+        "user": f"the user '{account.name}'" if account.name else "requests that name no user",
+        "session": f"the session '{account.name}'",
+    }.get(account.scope, f"every target of this model ('{account.name}' is the first to be free)")
     return RateLimited(
         f"The limit of {account.limit:,} {WHAT[account.kind]} of {whose} is reached."
         f" Come back in {max(refusal.wait, 0.001):.3g} s.",

@@ -11,10 +11,16 @@ MINUTE = 60.0
 
 
 class Authenticate:
-    """The first step. Unknown, wrong, expired, revoked: the same 401, the same work."""
+    """The first step. Unknown, wrong, expired, revoked: the same 401, the same work.
 
-    def __init__(self, keys: Keys, clock: Clock) -> None:
+    Args:
+        keys: who shows a key.
+        tokens: who shows a JWT; None: no issuer is configured, and it is a key like any other.
+    """
+
+    def __init__(self, keys: Keys, clock: Clock, tokens: Keys | None = None) -> None:
         self._keys = keys
+        self._tokens = tokens
         self._clock = clock
         self._failures: dict[str, int] = {}
         self._ends = 0.0  # when the minute that is counted is over
@@ -25,18 +31,32 @@ class Authenticate:
         Raises:
             Unauthenticated: nobody we know.
             RateLimited: too many failures from this address this minute.
+            NotAllowed, Overloaded: see `Keys.find`.
         """
         if self._failures:
             self._hold_off(call.address)
-        principal = await self._keys.find(call.credential)
+        credential = call.credential
+        if self._tokens is not None and credential is not None and credential.token is not None:
+            return await self._signed(self._tokens, call)
+        principal = await self._keys.find(credential)
         if principal is not None:
             return principal
         self._count(call.address)
-        if call.credential is None:
+        if credential is None:
             raise Unauthenticated(
                 "No API key was sent. Send yours as 'Authorization: Bearer <key>'."
             )
         raise Unauthenticated("This API key is not valid: unknown, expired or revoked.")
+
+    async def _signed(self, tokens: Keys, call: Call) -> Principal:
+        """Whom a token names. One that an issuer of ours did sign is no guess: not counted."""
+        principal = await tokens.find(call.credential)
+        if principal is not None:
+            return principal
+        self._count(call.address)
+        raise Unauthenticated(
+            "This token is not valid: no key of an issuer that this gateway trusts has signed it."
+        )
 
     def _hold_off(self, address: str) -> None:
         now = self._clock.monotonic()

@@ -66,7 +66,7 @@ class Outputs:
 def caller_demands(facts: Facts, output: int) -> list[Demand]:
     """What the caller's own accounts must hold: prompt and the bound of the output."""
     held = facts.request.prompt + output
-    return _of(facts.principal.accounts, held)
+    return _of(facts.accounts, held)
 
 
 def target_demands(facts: Facts, target: Target, outputs: Outputs) -> list[Demand]:

@@ -1,17 +1,19 @@
 """From a parsed request to what is known of it: the chain it names, its rights, its deadline."""
 
 import difflib
+from urllib.parse import quote
 
 from gateway.clock import Deadline
 from gateway.core.plan import Facts
 from gateway.core.ports import Call
-from gateway.core.principal import Principal
+from gateway.core.principal import OPEN_TO, Limits, Principal
 from gateway.core.request import NO_HINTS, Hints, Request
 from gateway.core.snapshot import Snapshot
-from gateway.core.target import Chain
+from gateway.core.target import Account, AccountScope, Chain
 from gateway.errors import InvalidRequest, NotAllowed, NotFound
 
-CALLERS = frozenset({"client", "agent"})  # the roles that may call models
+CALLERS = OPEN_TO["client"]  # the roles that may call models
+SHOWN = 80  # characters of a user or session in a message
 RANK = {"low": 0, "normal": 1, "high": 2}
 
 
@@ -28,6 +30,8 @@ def gather(call: Call, principal: Principal, request: Request, snapshot: Snapsho
         raise NotAllowed(f"A key of role '{principal.role}' may not call models: use a client's.")
     if hints is not NO_HINTS:
         _rights(hints, principal)
+    if principal.user is not None:
+        _same_user(principal.user, hints.user, request.user)
     chain = _chain(request.model, principal, snapshot)
     if hints.target is not None:
         direct = snapshot.direct.get(hints.target)
@@ -39,6 +43,7 @@ def gather(call: Call, principal: Principal, request: Request, snapshot: Snapsho
     if hints.skip:
         _known(hints.skip, snapshot)
     deadline = chain.deadline if hints.deadline is None else min(chain.deadline, hints.deadline)
+    user = principal.user or hints.user or request.user
     return Facts(
         id=call.id,
         started=call.started,
@@ -47,15 +52,16 @@ def gather(call: Call, principal: Principal, request: Request, snapshot: Snapsho
         request=request,
         chain=chain,
         hints=hints,
-        user=principal.user or hints.user or request.user,
+        user=user,
         session=hints.session,
+        sub_accounts=()
+        if principal.sub_limits is None
+        else _sub_accounts(principal, user, hints.session),
     )
 
 
 def allowed(principal: Principal, snapshot: Snapshot) -> tuple[str, ...]:
     """The model names this caller may use, in order of the file."""
-    if principal.role not in CALLERS:
-        return ()
     if principal.chains is None:
         return tuple(snapshot.chains)
     mine = {snapshot.chains[name].name for name in principal.chains if name in snapshot.chains}
@@ -118,9 +124,40 @@ def _rights(hints: Hints, principal: Principal) -> None:
             code="override_not_allowed",
             param="x-gateway-priority",
         )
-    if principal.user is not None and hints.user not in {None, principal.user}:
-        raise NotAllowed(
-            "x-gateway-user contradicts the user this key belongs to.",
-            code="override_not_allowed",
-            param="x-gateway-user",
-        )
+
+
+def _same_user(user: str, of_header: str | None, of_body: str | None) -> None:
+    """Whom a token was made out to nobody may change by saying so."""
+    for param, said in (("x-gateway-user", of_header), ("user", of_body)):
+        if said is not None and said != user:
+            raise NotAllowed(
+                f"'{param}' names another user than the token was made out to: leave it out.",
+                code="override_not_allowed",
+                param=param,
+            )
+
+
+def _sub_accounts(
+    principal: Principal, user: str | None, session: str | None
+) -> tuple[Account, ...]:
+    """The accounts of a user and of a session within the caller's.
+
+    Requests that name no user share one account, or leaving the name out would be a way around;
+    those without a session have none, for they could name a new one each time.
+    """
+    limits = principal.sub_limits
+    if limits is None:
+        return ()
+    mine = _within("user", principal.key_id, user or "", limits.per_user)
+    if session is not None:
+        mine += _within("session", principal.key_id, session, limits.per_session)
+    return mine
+
+
+def _within(scope: AccountScope, key_id: str, name: str, limits: Limits) -> tuple[Account, ...]:
+    """Quoted, a key's name has no colon: no two (key, name) have the same id."""
+    before = f"{scope}:{quote(key_id, safe='/#@')}:{name}"
+    return tuple(
+        Account(f"{before}:{kind}", scope, name[:SHOWN], kind, limit, burst)
+        for kind, limit, burst in limits
+    )

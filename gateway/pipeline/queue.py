@@ -17,7 +17,7 @@ from gateway.errors import RateLimited
 from gateway.pipeline.estimate import BYTES_A_TOKEN
 from gateway.pipeline.plan import MIN_ATTEMPT
 
-CALLER = frozenset({"team", "key"})  # scopes of a caller's own accounts
+CALLER = frozenset({"team", "key", "user", "session"})  # scopes of a caller's own accounts
 RANK: dict[Priority, int] = {"high": 0, "normal": 1, "low": 2}
 HIGH_SHARE = 0.2  # of the places is kept for `high`
 KEY_SHARE = 0.5  # of the places is the most one key holds while others wait

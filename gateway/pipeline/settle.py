@@ -92,11 +92,11 @@ class Settle:
         return Usage(input=exchange.facts.request.prompt, output=output, estimated=True)
 
     def _give_back(self, exchange: Exchange) -> None:
-        reservation, principal = exchange.reservation, exchange.principal
-        if reservation is None or principal is None:
+        reservation, facts = exchange.reservation, exchange.facts
+        if reservation is None or facts is None:
             return
         used = sum(attempt.usage.total for attempt in exchange.attempts if attempt.usage)
-        self.limiter.settle(reservation, principal.accounts, used)
+        self.limiter.settle(reservation, facts.accounts, used)
         self.limiter.release(reservation)
 
 

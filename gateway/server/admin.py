@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from gateway.clock import Clock
+from gateway.core.principal import OPEN_TO
 from gateway.core.snapshot import ServerSettings
 from gateway.core.target import Secret
 from gateway.errors import InvalidRequest, NotAllowed, NotFound, Unauthenticated
@@ -83,7 +84,7 @@ class AdminDesk(Desk):
         reply.whole(200, json.dumps(told), {"cache-control": "no-store"})
 
     async def _allow(self, call: Incoming, route: Route | None) -> None:
-        """The admin key, or a caller's key of the right role.
+        """The admin key, or a caller's key or token of the right role.
 
         Raises:
             Unauthenticated, NotAllowed.
@@ -94,17 +95,18 @@ class AdminDesk(Desk):
         credential = call.credential
         if credential is None:
             raise Unauthenticated(
-                "The admin port needs a key: send GATEWAY_ADMIN_KEY, or a key of role admin, as"
-                " 'Authorization: Bearer <key>'."
+                "The admin port needs a key: send GATEWAY_ADMIN_KEY, or a key or token of role"
+                " admin, as 'Authorization: Bearer <key>'."
             )
         if self._digest and compare_digest(credential.digest, self._digest):
             return
         principal = await doors.authenticate(call)
-        if principal.role == "admin":
+        if route is None and principal.role in OPEN_TO["admin"]:
             return
-        if principal.role == "metrics" and route is not None and route.role == "metrics":
-            return
-        raise NotAllowed("This key has no right to the admin port: its role is not admin.")
+        if route is None:
+            raise NotAllowed("This key has no right to the admin port: its role is not admin.")
+        if not route.admits(principal.role):
+            raise route.refused(principal.role)
 
     @property
     def _admin(self) -> Admin:

@@ -74,6 +74,8 @@ class Edge(Desk):
             principal = await doors.authenticate(call)
             if route is None:
                 raise self.table.missing(message.method, message.path)
+            if not route.admits(principal.role):
+                raise route.refused(principal.role)
             reply.whole(200, _models(doors, principal, route, name))
             status = 200
         except GatewayError as failure:

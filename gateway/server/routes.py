@@ -3,12 +3,12 @@
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 from urllib.parse import unquote
 
-from gateway.errors import GatewayError, MethodNotAllowed, NotFound
+from gateway.core.principal import OPEN_TO, Access, Role
+from gateway.errors import GatewayError, MethodNotAllowed, NotAllowed, NotFound
 
-Access = Literal["anyone", "client", "metrics", "admin"]
 ACCESS = frozenset(get_args(Access))
 
 
@@ -16,7 +16,8 @@ ACCESS = frozenset(get_args(Access))
 class Route:
     """One (method, path). `{name}` is one segment, `{name...}` the rest of the path.
 
-    `role`: anyone (no key), client (any key), metrics, admin. `api` names it in metrics.
+    `role`: anyone (no key), or what a caller's role must give (`OPEN_TO`). `api` names it in
+    metrics. Raises ValueError where a role is missing: the process does not start then.
     """
 
     method: str
@@ -28,6 +29,17 @@ class Route:
     def __post_init__(self) -> None:
         if self.role not in ACCESS:
             raise ValueError(f"{self.method} {self.path} has no role")
+
+    def admits(self, role: Role) -> bool:
+        return self.role == "anyone" or role in OPEN_TO[self.role]
+
+    def refused(self, role: Role) -> NotAllowed:
+        """What to say to a caller of another role."""
+        wanted = " or ".join(sorted(OPEN_TO[self.role]))
+        return NotAllowed(
+            f"{self.method} {self.path} needs a key or token of role {wanted}; the role of this"
+            f" one is {role}."
+        )
 
 
 def _everywhere(method: str, path: str, handler: str, api: str) -> tuple[Route, ...]:
