@@ -217,7 +217,7 @@ class House:
     async def _read_tokens(self, snapshot: Snapshot) -> None:
         """What checks tokens is loaded with the first issuer: it costs 0.1 s, and seldom needed."""
         if snapshot.issuers and self._tokens is None:
-            found = await asyncio.to_thread(import_module, "gateway.transport.tokens")
+            found = await asyncio.to_thread(lambda: import_module("gateway.transport.tokens"))
             self._tokens = found.Tokens
 
     def _swap(self, loaded: Loaded) -> str:

@@ -430,7 +430,7 @@ class Resolver:
             self._say(no_such("team", issuer.team, teams), *path, "team")
         if issuer.tier is not None and issuer.tier not in tiers:
             self._say(no_such("tier", issuer.tier, tiers), *path, "tier")
-        if not issuer.algorithms and not any(gone[:3] == path for gone in self._tree.gone):
+        if not issuer.algorithms and self._sound(*self._tree.original((*path, "algorithms"))):
             self._say("at least one algorithm is expected: [RS256]", *path, "algorithms")
         if issuer.roles is not None and issuer.claims.role is None:
             said = "which claim holds them is not said; add claims: {role: …}"

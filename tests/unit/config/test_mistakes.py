@@ -150,7 +150,7 @@ CASES = {
         HEAD + "chains: {c: [{one_of: [sim/m], bye: weight}]}\n",
         ["f:4:32 chains.c[0].bye — not a known key; did you mean by?"],
     ),
-    "not built yet": (BASE + "agents: {}\n", ["f:5:1 agents — not a known key"]),
+    "not built yet": (BASE + "console: true\n", ["f:5:1 console — not a known key"]),
     "no issuer": (
         BASE + "auth: {jwt: []}\n",
         ["f:5:13 auth.jwt — at least one issuer is expected"],
@@ -172,22 +172,48 @@ auth:
     - {audience: g, jwks: a, algorithms: [ES256], claims: {teams: t}}
 """,
         [
-            "f:8:49 auth.jwt[0].jwks — over http anybody in between can put in keys of his own;"
-            " use https, or add allow_http: true",
-            "f:8:76 auth.jwt[0].algorithms[0] — a shared secret lets whoever checks tokens also"
-            " make them; use RS256 or ES256",
-            "f:8:83 auth.jwt[0].algorithms[1] — a token that nobody signed proves nothing; use"
-            " RS256 or ES256",
-            "f:8:89 auth.jwt[0].algorithms[2] — must be one of RS256, RS384, RS512, PS256, PS384,"
-            " PS512, ES256, ES384, ES512, EdDSA",
+            (
+                "f:8:49 auth.jwt[0].jwks — over http anybody in between can put in keys of his own;"
+                " use https, or add allow_http: true"
+            ),
+            (
+                "f:8:76 auth.jwt[0].algorithms[0] — a shared secret lets whoever checks tokens also"
+                " make them; use RS256 or ES256"
+            ),
+            (
+                "f:8:83 auth.jwt[0].algorithms[1] — a token that nobody signed proves nothing; use"
+                " RS256 or ES256"
+            ),
+            (
+                "f:8:89 auth.jwt[0].algorithms[2] — must be one of RS256, RS384, RS512, PS256, PS384,"
+                " PS512, ES256, ES384, ES512, EdDSA"
+            ),
             "f:9:15 auth.jwt[1].issuer — this issuer stands twice (first on line 8)",
             "f:10:17 auth.jwt[1].audience — text is expected; here is nothing",
-            "f:11:13 auth.jwt[1].jwks — a private or loopback address; if that is meant, add"
-            " allow_private: true",
+            (
+                "f:11:13 auth.jwt[1].jwks — a private or loopback address; if that is meant, add"
+                " allow_private: true"
+            ),
             "f:12:19 auth.jwt[1].algorithms — at least one algorithm is expected: [RS256]",
             "f:13:13 auth.jwt[1].team — no such team; there are: search; did you mean search?",
             "f:14:13 auth.jwt[1].tier — no such tier; there are none",
-            "f:15:14 auth.jwt[1].roles.ops — must be one of client, agent, metrics, admin",
+            "f:15:7 auth.jwt[1].roles — which claim holds them is not said; add claims: {role: …}",
+            "f:15:20 auth.jwt[1].roles.ops — can be: client, agent, metrics, admin",
+            (
+                "f:16:16 auth.jwt[2].issuer — the claim iss as the issuer writes it:"
+                " https://login.example.com/"
+            ),
+            (
+                "f:16:42 auth.jwt[2].jwks — public keys are fetched without credentials: a URL without"
+                " @ and #"
+            ),
+            "f:16:96 auth.jwt[2].claims.team — text is expected; here is nothing",
+            "f:17:7 auth.jwt[3].issuer — is missing",
+            (
+                "f:17:27 auth.jwt[3].jwks — not a URL; write"
+                " https://login.example.com/.well-known/jwks.json"
+            ),
+            "f:17:60 auth.jwt[3].claims.teams — not a known key; did you mean team?",
         ],
     ),
     "shares": (
@@ -203,7 +229,7 @@ keys:
         [
             "f:5:63 tiers.free.per_session.limits.rpm — no more than the 20 of all together",
             "f:11:30 keys[0].per_user.limits.rpm — no more than the 10 of all together",
-            "f:11:47 keys[0].per_user.limits.concurrency — must be 1 to 1,000,000",
+            "f:11:47 keys[0].per_user.limits.concurrency — must be from 1 to 1000000",
         ],
     ),
     "missing": (HEAD, ["f:1:1 chains — is missing"]),
