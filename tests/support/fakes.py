@@ -443,11 +443,14 @@ class FakeHealth:
 
 class FakeKeys:
     def __init__(self, principal: Principal) -> None:
-        self.principal = principal
+        self.principal: Principal | None = principal
+        self.refusal: GatewayError | None = None
         self.finds = 0
 
     async def find(self, credential: Credential | None) -> Principal | None:
         self.finds += 1
+        if self.refusal is not None:
+            raise self.refusal
         return self.principal if credential is not None else None
 
 

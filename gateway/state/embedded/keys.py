@@ -166,7 +166,8 @@ class EmbeddedKeys:
         if credential is None:
             return None
         shown = credential.digest
-        entry = self._declared.get(shown) or self._made.get(credential.id or "") or NOBODY
+        declared, made = self._declared.get(shown), self._made.get(credential.id or "")
+        entry = declared or made or NOBODY
         now = self._now()
         current = hmac.compare_digest(entry.digest, shown)
         before = hmac.compare_digest(entry.previous, shown) and now < entry.previous_until

@@ -185,8 +185,8 @@ auth:
                 " RS256 or ES256"
             ),
             (
-                "f:8:89 auth.jwt[0].algorithms[2] — must be one of RS256, RS384, RS512, PS256, PS384,"
-                " PS512, ES256, ES384, ES512, EdDSA"
+                "f:8:89 auth.jwt[0].algorithms[2] — must be one of RS256, RS384, RS512, PS256,"
+                " PS384, PS512, ES256, ES384, ES512, EdDSA"
             ),
             "f:9:15 auth.jwt[1].issuer — this issuer stands twice (first on line 8)",
             "f:10:17 auth.jwt[1].audience — text is expected; here is nothing",
@@ -204,8 +204,8 @@ auth:
                 " https://login.example.com/"
             ),
             (
-                "f:16:42 auth.jwt[2].jwks — public keys are fetched without credentials: a URL without"
-                " @ and #"
+                "f:16:42 auth.jwt[2].jwks — public keys are fetched without credentials: a URL"
+                " without @ and #"
             ),
             "f:16:96 auth.jwt[2].claims.team — text is expected; here is nothing",
             "f:17:7 auth.jwt[3].issuer — is missing",

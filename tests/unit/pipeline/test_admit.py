@@ -3,13 +3,17 @@
 import pytest
 
 from gateway.core.plan import Standing
-from gateway.core.principal import Principal
+from gateway.core.principal import Principal, SubLimits
+from gateway.core.request import Hints
 from gateway.core.target import Account
-from tests.support.fakes import World, answers, make_chain, make_target, slots, turns
+from tests.support.fakes import TOLD, World, answers, make_chain, make_target, slots, turns
 
 RPM = Account("key:k:rpm", "key", "k", "rpm", 3)
 TPM = Account("key:k:tpm", "key", "k", "tpm", 120)
 SLOT = Account("key:k:concurrency", "key", "k", "concurrency", 1)
+USER = Account("user:k:alice:concurrency", "user", "alice", "concurrency", 1)
+NOBODY = Account("user:k::concurrency", "user", "", "concurrency", 1)
+SESSION = Account("session:k:s-1:concurrency", "session", "s-1", "concurrency", 1)
 TEAM = Account("team:t:concurrency", "team", "t", "concurrency", 1)
 
 
@@ -24,6 +28,9 @@ def remaining(world, *accounts):
         (TPM, "tpm_exceeded", "key", "tokens per minute of this API key"),
         (SLOT, "concurrency_exceeded", "key", "requests at once of this API key"),
         (TEAM, "concurrency_exceeded", "team", "the team 't'"),
+        (USER, "concurrency_exceeded", "user", "the user 'alice'"),
+        (NOBODY, "concurrency_exceeded", "user", "requests that name no user"),
+        (SESSION, "concurrency_exceeded", "session", "the session 's-1'"),
     ],
 )
 async def test_a_full_account_is_a_429_that_names_it_and_when(account, code, scope, words):
@@ -154,3 +161,35 @@ async def test_who_waits_is_passed_by_nobody():
     for one in (*going, late):
         assert (await one.end()).error is None
     assert order == ["req1", "req2", "req3", "late"]
+
+
+async def test_users_of_a_key_do_not_take_each_others_place_and_give_back_what_they_held():
+    limits = SubLimits(per_user=(("rpm", 2, None), ("tpm", 500, None), ("concurrency", 1, None)))
+    world = World(
+        make_chain("gpt"), {"gpt": answers(delay=1.0)}, principal=Principal("k", sub_limits=limits)
+    )
+    alice = world.begin(hints=Hints(user="alice"), max_output=100)
+    await turns()
+    again = await world.begin(hints=Hints(user="alice"), max_output=100).end()
+    assert (again.refusal.code, again.refusal.scope) == ("concurrency_exceeded", "user")
+    bob = world.begin(hints=Hints(user="bob"), max_output=100)
+    for going in (alice, bob):
+        assert (await going.end()).error is None
+    held = alice.world.ended(alice.id).facts.accounts
+    rpm, tpm, slot = world.limiter.headroom(held)
+    assert (rpm.remaining, slot.remaining) == (1, 1)
+    assert tpm.remaining == 500 - TOLD.total, "the truth, not the bound"
+    answer = (await world.ask(hints=Hints(user="alice"), max_output=100)).reply
+    assert answer.headers["x-ratelimit-scope"] == "user"
+    assert answer.headers["x-ratelimit-limit-requests"] == "2"
+
+
+async def test_accounts_of_users_who_went_away_are_forgotten():
+    limits = SubLimits(per_user=(("rpm", 2, None),), per_session=(("concurrency", 1, None),))
+    principal = Principal("k", accounts=(Account("key:k:tpm", "key", "k", "tpm", 10**9),),
+                          sub_limits=limits)  # fmt: skip
+    world = World(make_chain("gpt"), principal=principal)
+    for n in range(400):
+        await world.ask(hints=Hints(user=f"u{n}", session=f"s{n}"))
+        world.clock.advance(1.0)
+    assert len(world.limiter) < 2 * 2 * 125 + 10

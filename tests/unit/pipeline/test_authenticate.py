@@ -2,13 +2,15 @@
 
 import pytest
 
-from gateway.core.principal import Principal
+from gateway.core.principal import Credential, Principal
+from gateway.core.target import Secret
 from gateway.errors import RateLimited, Unauthenticated
 from gateway.pipeline.authenticate import FAILURES_A_MINUTE, Authenticate
 from tests.support.clock import ManualClock
 from tests.support.fakes import FakeCall, FakeKeys
 
-ALICE = Principal("alice")
+ALICE, BOB = Principal("alice"), Principal("bob")
+TOKEN = Credential(None, b"d", Secret("eyJ.a.b"))
 
 
 def made() -> tuple[Authenticate, FakeKeys, ManualClock]:
@@ -26,6 +28,30 @@ async def fail(step: Authenticate, times: int, address: str = "192.0.2.1") -> No
 async def test_a_known_key_is_its_principal():
     step, _, _ = made()
     assert await step(FakeCall()) is ALICE
+
+
+async def test_a_token_goes_to_the_issuers_and_a_key_to_the_keys():
+    clock, keys, tokens = ManualClock(), FakeKeys(ALICE), FakeKeys(BOB)
+    step = Authenticate(keys, clock, tokens)
+    assert await step(FakeCall()) is ALICE
+    assert await step(FakeCall(credential=TOKEN)) is BOB
+    assert (keys.finds, tokens.finds) == (1, 1)
+    assert await Authenticate(keys, clock)(FakeCall(credential=TOKEN)) is ALICE
+
+
+async def test_a_token_that_nobody_signed_counts_as_a_guess_and_one_that_ended_does_not():
+    clock, keys, tokens = ManualClock(), FakeKeys(ALICE), FakeKeys(BOB)
+    step = Authenticate(keys, clock, tokens)
+    tokens.refusal = Unauthenticated("This token has expired.")
+    for _ in range(2 * FAILURES_A_MINUTE):
+        with pytest.raises(Unauthenticated, match="expired"):
+            await step(FakeCall(credential=TOKEN))
+    tokens.refusal, tokens.principal = None, None
+    for _ in range(FAILURES_A_MINUTE):
+        with pytest.raises(Unauthenticated, match="not valid"):
+            await step(FakeCall(credential=TOKEN))
+    with pytest.raises(RateLimited):
+        await step(FakeCall(credential=TOKEN))
 
 
 async def test_an_unknown_key_is_a_401_that_does_not_say_why():

@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gateway.core.principal import LOCAL, Principal
+from gateway.core.principal import LOCAL, Principal, SubLimits
 from gateway.core.request import Hints
 from gateway.errors import InvalidRequest, NotAllowed, NotFound
 from gateway.pipeline.facts import allowed, gather
@@ -88,9 +90,68 @@ def test_the_user_of_a_token_is_not_contradicted():
     bound = Principal("k", user="alice")
     assert facts(principal=bound).user == "alice"
     assert facts(principal=bound, user="alice").user == "alice"
-    with pytest.raises(NotAllowed):
-        facts(principal=bound, user="mallory")
+    for said, param in (({"hint": "mallory"}, "x-gateway-user"), ({"body": "mallory"}, "user")):
+        call = FakeCall(hints=Hints(user=said.get("hint")))
+        request = make_request(model="smart", user=said.get("body"))
+        with pytest.raises(NotAllowed) as caught:
+            gather(call, bound, request, SNAPSHOT)
+        assert (caught.value.code, caught.value.param) == ("override_not_allowed", param)
     assert facts(user="bob").user == "bob"
+
+
+@pytest.mark.parametrize("role", ["metrics", "admin"])
+def test_a_role_that_is_not_for_calling_models_calls_none(role):
+    with pytest.raises(NotAllowed, match=role):
+        facts(principal=Principal("k", role=role))
+    assert facts(principal=Principal("k", role="agent"))
+
+
+def sub_accounts(principal, *, session=None, body=None, header=None):
+    call = FakeCall(hints=Hints(session=session, user=header))
+    return gather(call, principal, make_request(model="smart", user=body), SNAPSHOT).sub_accounts
+
+
+def test_each_user_and_each_session_of_a_caller_has_its_own_accounts():
+    row = ("rpm", 5, None)
+    limits = SubLimits(per_user=(row,), per_session=(("concurrency", 2, None), row))
+    mine = Principal("k", sub_limits=limits)
+    (alice,) = sub_accounts(mine, body="alice")
+    assert (alice.scope, alice.name, alice.kind, alice.limit) == ("user", "alice", "rpm", 5)
+    assert sub_accounts(mine, header="alice", body="bob") == (alice,), "the header is nearer"
+    assert sub_accounts(mine, body="Alice")[0].id != alice.id
+    assert sub_accounts(Principal("other", sub_limits=limits), body="alice")[0].id != alice.id
+    with_session = sub_accounts(mine, body="alice", session="alice")
+    assert [one.scope for one in with_session] == ["user", "session", "session"]
+    assert len({one.id for one in with_session}) == 3
+    assert sub_accounts(replace(mine, user="eve")) == sub_accounts(mine, header="eve")
+
+
+def test_leaving_the_user_out_is_no_way_around_its_limit():
+    mine = Principal("k", sub_limits=SubLimits(per_user=(("rpm", 5, None),)))
+    assert sub_accounts(mine) == sub_accounts(mine, body="")
+    assert sub_accounts(mine)[0].limit == 5
+
+
+def test_without_sub_limits_a_request_makes_no_account():
+    assert sub_accounts(Principal("k"), body="alice", session="s") == ()
+    per_session = SubLimits(per_session=(("rpm", 5, None),))
+    assert sub_accounts(Principal("k", sub_limits=per_session), body="alice") == ()
+
+
+name = st.text(st.sampled_from("ab:#/%@ 1"), min_size=1, max_size=6)
+
+
+@given(st.tuples(name, name), st.tuples(name, name))
+def test_no_two_users_or_callers_share_an_account(one, other):
+    """Whatever stands in a name: a colon, an escape, the name of another's account."""
+    rows = (("rpm", 1, None), ("tpm", 1, None))
+    limits = SubLimits(per_user=rows, per_session=rows)
+    ids = [
+        account.id
+        for key_id, told in (one, other)
+        for account in sub_accounts(Principal(key_id, sub_limits=limits), header=told, session=told)
+    ]
+    assert len(set(ids)) == (4 if one == other else 8)
 
 
 def test_a_caller_sees_the_chains_it_may_use():

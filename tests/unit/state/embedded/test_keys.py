@@ -1,5 +1,6 @@
 """Who is recognised, and who is nobody."""
 
+import hmac
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from gateway.core.keys import make_key, read_key
 from gateway.core.principal import LOCAL, Credential, Principal
 from gateway.core.snapshot import DeclaredKey, Grant, Snapshot
 from gateway.core.target import Account, Chain
+from gateway.state.embedded import keys as keys_module
 from gateway.state.embedded.keys import EmbeddedKeys, KeyStore, KeyTaken, NoSuchKey
 from gateway.state.embedded.sqlite import Store
 from tests.support.clock import ManualClock
@@ -171,6 +173,61 @@ async def test_a_key_gets_its_tiers_share_and_its_teams_and_only_narrows_them(ha
         default_max_tokens=1024,
         priority="low",
     )
+
+
+class Counting(dict):
+    """Writes down every look into it."""
+
+    def __init__(self, looks: list[str], of: dict) -> None:
+        super().__init__(of)
+        self.looks = looks
+
+    def get(self, key, default=None):
+        self.looks.append("look")
+        return super().get(key, default)
+
+
+async def test_whoever_is_nobody_costs_the_same_work(hall: Hall, monkeypatch) -> None:
+    """No clock: what is counted is every look-up and every comparison of digests."""
+    now = hall.clock.now()
+    ended = make_key()
+    hall.keys.use(snapshot(DeclaredKey("ended", ended.digest, Principal("ended"), now)))
+    tokens = {
+        "good": hall.file.create("good"),
+        "expired": hall.file.create("expired", expires=now),
+        "expired, of the file": ended,
+        "revoked": hall.file.create("revoked"),
+        "rotated away": hall.file.create("rotated"),
+        "of a tier that is gone": hall.file.create("gone", tier="gold"),
+        "never made": make_key(),
+    }
+    shown = {why: made.secret.reveal() for why, made in tokens.items()}
+    hall.file.revoke("revoked")
+    hall.file.rotate("rotated", overlap=0.0)
+    await hall.keys.poll()
+    known = tokens["good"]
+    shown["another secret of a known key"] = make_key(known.id).secret.reveal()
+    shown["mistyped"] = shown["good"][:-1] + ("0" if shown["good"][-1] != "0" else "1")
+    shown["foreign"] = "sk-of-another-system-0123456789-0123456789"
+    shown["a token, where none is taken"] = "eyJhbGciOiJub25lIn0.e30."
+
+    work: list[str] = []
+    compare = hmac.compare_digest
+
+    def counted(one: bytes, other: bytes) -> bool:
+        work.append(f"compare {len(one)} with {len(other)} bytes")
+        return compare(one, other)
+
+    monkeypatch.setattr(keys_module.hmac, "compare_digest", counted)
+    hall.keys._declared = Counting(work, hall.keys._declared)
+    hall.keys._made = Counting(work, hall.keys._made)
+    spent = {}
+    for why, token in shown.items():
+        work.clear()
+        found = await hall.asks(token)
+        assert (found is not None) == (why == "good"), why
+        spent[why] = tuple(work)
+    assert set(spent.values()) == {("look", "look", *["compare 32 with 32 bytes"] * 2)}, spent
 
 
 async def test_a_principal_is_made_once_for_each_snapshot(hall: Hall) -> None:
