@@ -1,4 +1,4 @@
-"""What a caller shows as its key, whichever header it uses; only the digest goes on."""
+"""What a caller shows as its key, whichever header it uses; of a key only the digest goes on."""
 
 from gateway.core.keys import read_key
 from gateway.core.principal import Credential
@@ -27,7 +27,7 @@ def token_of(header: str, value: bytes) -> str:
 
 
 def credential_of(token: str) -> Credential:
-    """The digest of a key; of those shown often it is remembered."""
+    """The digest of a key, and a token itself; of those shown often it is remembered."""
     credential = _known.get(token)
     if credential is None:
         if len(_known) >= REMEMBERED:

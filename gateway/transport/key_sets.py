@@ -1,8 +1,9 @@
 """The public keys of token issuers (JWKS, RFC 7517): fetched beside the road, kept, served stale.
 
-Nobody is kept waiting while keys are known: a set older than `FRESH` is fetched anew behind the
-callers' backs and served meanwhile, `STALE` at most. Only a set that is not here yet, or lacks the
-`kid` that is asked for, is waited for: by `WAITERS` requests at most, and never longer than `WAIT`.
+Hardly anybody is kept waiting: a set older than `FRESH` is fetched anew behind the callers' backs
+and served meanwhile; while its issuer is down, until it is `STALE`. Waited for is only a set that
+is not here yet, lacks the `kid` that is asked for, or was not looked at since it was `LATE` (what
+was withdrawn meanwhile must not count): by `WAITERS` requests at most, never longer than `WAIT`.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from gateway.errors import Overloaded
 from gateway.wire import json
 
 FRESH = 300.0  # seconds a set is served without asking again
+LATE = 2 * FRESH
 STALE = 24 * 3600.0  # and this long while it cannot be fetched
 UNKNOWN = 30.0  # seconds between fetches for a kid that is not there: junk cannot make traffic
 AGAIN = 5.0  # seconds between fetches otherwise
@@ -44,6 +46,7 @@ class _Set:
     fetched: float = -STALE
     tried: float = -STALE
     searched: float = -STALE  # the last fetch for a kid that was not there
+    failed: bool = False  # the last fetch
     over: asyncio.Event | None = None  # of the fetch under way
     waiting: int = 0
 
@@ -86,13 +89,12 @@ class KeySets:
             Overloaded: `issuer_unavailable`, no set of this issuer is younger than a day.
         """
         at = (issuer.jwks, issuer.allow_private)
-        known = self._sets.get(at)
-        if known is None:  # an older configuration's, on its last requests
-            known = _Set(*at)
+        known = self._sets.get(at) or _Set(*at)  # forgotten: an older configuration's last requests
         now = self._clock.monotonic()
         if now - known.fetched >= FRESH and now - known.tried >= AGAIN:
             self._begin(known, now)
-        served = now - known.fetched < STALE
+        age = now - known.fetched
+        served = age < LATE or (known.failed and age < STALE)
         if served and kid in known.keys:
             return known.keys[kid]
         if served and now - known.searched >= UNKNOWN:
@@ -128,6 +130,7 @@ class KeySets:
         try:
             known.keys = await self._keys(known)
             known.fetched = self._clock.monotonic()
+            known.failed = False
         except Failed as failed:
             self._trouble(known, failed.failure.cause.value)
         except _Unusable as unusable:
@@ -137,6 +140,7 @@ class KeySets:
             over.set()
 
     def _trouble(self, known: _Set, problem: str) -> None:
+        known.failed = True
         self._heard(StateTrouble("jwks", "fetch", f"{_host(known.url)}: {problem}"))
 
     async def _keys(self, known: _Set) -> Mapping[str, PublicKey]:

@@ -16,6 +16,7 @@ from gateway.cli.main import COMMANDS
 from gateway.config.load import load_text
 from gateway.config.models import Document
 from gateway.config.show import show
+from gateway.core.principal import OPEN_TO
 from gateway.core.target import WAY_ON, Cause
 from gateway.server.routes import ADMIN, PUBLIC, Route
 from gateway.telemetry.metrics import Gauges, Metrics
@@ -102,7 +103,13 @@ def commands() -> str:
 # Routes (http.md)
 
 PORTS = (("API", PUBLIC), ("operators", ADMIN))
-NEEDS = {"anyone": "nothing", "client": "any key", "metrics": "`metrics`", "admin": "`admin`"}
+NEEDS = {
+    "anyone": "nothing",
+    **{
+        access: " or ".join(f"`{role}`" for role in sorted(roles))
+        for access, roles in OPEN_TO.items()
+    },
+}
 
 
 def routes() -> str:
@@ -111,7 +118,7 @@ def routes() -> str:
         for port, known in PORTS
         for route in _merged(known)
     ]
-    return table(("port", "method", "path", "key"), rows)
+    return table(("port", "method", "path", "role"), rows)
 
 
 def _merged(known: tuple[Route, ...]) -> Iterator[Route]:

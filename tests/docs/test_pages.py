@@ -130,7 +130,8 @@ def test_every_page_of_docs_is_linked_from_the_readme() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=name_of)
 def test_a_page_can_be_read_in_one_sitting(path) -> None:
-    assert len(path.read_text().splitlines()) <= LONGEST
+    """What is made from the source is looked up, not read."""
+    assert len(made.PART.sub("", path.read_text()).splitlines()) <= LONGEST
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=name_of)

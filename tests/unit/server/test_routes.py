@@ -2,7 +2,8 @@
 
 import pytest
 
-from gateway.server.routes import ADMIN, PUBLIC, Route, Table, path_of
+from gateway.core.principal import OPEN_TO
+from gateway.server.routes import ACCESS, ADMIN, PUBLIC, Route, Table, path_of
 
 
 def test_a_route_without_a_role_cannot_be_made():
@@ -16,6 +17,23 @@ def test_only_health_and_the_greeting_need_no_key():
     open_paths = {route.path for route in (*PUBLIC, *ADMIN) if route.role == "anyone"}
     assert open_paths == {"/", "/healthz", "/readyz"}
     assert all(route.role == "admin" for route in ADMIN if route.path.startswith("/admin"))
+
+
+@pytest.mark.parametrize("role", ["client", "agent", "metrics", "admin"])
+def test_a_role_opens_what_the_table_says_and_nothing_else(role):
+    opened = {route.role for route in (*PUBLIC, *ADMIN) if route.admits(role)}
+    assert (
+        opened
+        == {
+            "client": {"anyone", "client"},
+            "agent": {"anyone", "client"},
+            "metrics": {"anyone", "metrics"},
+            "admin": {"anyone", "metrics", "admin"},
+        }[role]
+    )
+    closed = next(route for route in (*PUBLIC, *ADMIN) if not route.admits(role))
+    assert role in closed.refused(role).message
+    assert set(OPEN_TO) == ACCESS - {"anyone"}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,16 @@ from gateway.core.events import Event, StateTrouble
 from gateway.core.snapshot import Issuer
 from gateway.errors import Overloaded
 from gateway.transport.http import HttpTransport
-from gateway.transport.key_sets import AGAIN, FRESH, MOST_BYTES, STALE, UNKNOWN, WAITERS, KeySets
+from gateway.transport.key_sets import (
+    AGAIN,
+    FRESH,
+    LATE,
+    MOST_BYTES,
+    STALE,
+    UNKNOWN,
+    WAITERS,
+    KeySets,
+)
 from tests.support.clock import ManualClock
 from tests.support.issuer import AUDIENCE, ISSUER, Errands, KeyServer, Signer
 
@@ -75,9 +84,10 @@ async def test_an_old_set_is_served_while_it_is_fetched_anew(post):
 async def test_while_the_issuer_is_down_a_set_serves_for_a_day_and_no_longer(post):
     post.server.status = 503
     post.clock.advance(STALE - 1)
-    assert await post.find("old")
-    await post.errands.done()
+    assert await post.find("old"), "after a look whether it still counts"
     assert post.problems == ["127.0.0.1: status 503"]
+    assert await post.find("old")
+    assert post.server.asked == 2
     post.clock.advance(1)
     with pytest.raises(Overloaded) as caught:
         await post.find("old")
@@ -86,6 +96,13 @@ async def test_while_the_issuer_is_down_a_set_serves_for_a_day_and_no_longer(pos
     post.server.status = 200
     post.clock.advance(AGAIN)
     assert await post.find("old"), "back without a restart"
+
+
+async def test_a_key_withdrawn_while_nobody_called_does_not_count(post):
+    post.server.publish(NEW)
+    post.clock.advance(LATE)
+    assert await post.find("old") is None
+    assert await post.find("new")
 
 
 async def test_a_rotated_key_is_found_at_once_and_the_old_one_is_gone(post):
