@@ -377,7 +377,7 @@ class ServerSection(Section):
     """After SIGTERM: not ready, still accepting."""
     drain: Duration = ServerSettings().drain
     """Then finish what is under way, settle, leave."""
-    lane: Literal["on", "off"] = "on"
+    lane: Annotated[Literal["on", "off"], *_words("on", "off")] = "on"
     """Whole requests are read without aiohttp's parser (off: it reads all)."""
 
 
