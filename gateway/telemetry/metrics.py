@@ -467,7 +467,10 @@ class Metrics(Collector):
         for (scope, kind), count in self._rejections.copy().items():
             rejections.add_metric([scope, kind], count)
         errors = _counter(
-            "gateway_state_errors", "Failed uses of the store or the journal", "backend", "op"
+            "gateway_state_errors",
+            "Failed uses of the store, the journal or the webhook",
+            "backend",
+            "op",
         )
         for (backend, op), count in self._state_errors.copy().items():
             errors.add_metric([backend, op], count)

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from gateway.state.embedded import sqlite
 from gateway.state.embedded.sqlite import FILE, Store, connect, look, migrate, transaction
+
+CHANGES = list(Path(sqlite.__file__).with_name("schema").glob("*.sql"))
 
 
 def test_the_folder_and_its_files_are_for_their_owner_only(tmp_path: Path) -> None:
@@ -24,7 +27,7 @@ def test_it_is_wal_and_up_to_date_however_often_it_is_opened(tmp_path: Path) -> 
         db = connect(tmp_path)
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert db.execute("PRAGMA synchronous").fetchone() == (1,)
-        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert db.execute("PRAGMA user_version").fetchone() == (len(CHANGES),)
         migrate(db)
         db.close()
 
