@@ -21,10 +21,10 @@ class SpendRule:
     floor: int = NANO
 
     def broken_by(self, mover: "Mover") -> bool:
-        return (
-            mover.spent > self.floor
-            and mover.spent * max(1, mover.days) > self.factor * mover.before
-        )
+        if mover.spent <= self.floor:
+            return False
+        above, below = self.factor.as_integer_ratio()
+        return mover.spent * max(1, mover.days) * below > above * mover.before
 
 
 class Mover(NamedTuple):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from gateway.clock import Clock
 from gateway.core.alerts import Mover, SpendRule
 from gateway.core.events import Event, SpendAlert, StateTrouble
-from gateway.state.embedded.movers import DAY, above, dear
+from gateway.state.embedded.movers import DAY, above
 from gateway.state.embedded.reports import as_date
 from gateway.state.embedded.sqlite import Store, problem, transaction
 
@@ -70,22 +70,25 @@ class SpendWatch:
 def _new(
     db: sqlite3.Connection, rule: SpendRule, today: int, names: Iterable[str] | None
 ) -> list[Mover]:
-    """Those above the rule who were not known to be; None: of all users."""
-    asked = dear(db, rule, today) if names is None else names
-    found = above(db, rule, today, (name for name in asked if not _told(db, name, today)))
+    """Those above the rule of whom nothing was told today; None: of all users."""
+    found = [mover for mover in above(db, rule, today, names) if not _told(db, mover, today)]
     if not found:
         return []
     with transaction(db):
         db.execute("DELETE FROM alert WHERE day < ?", (today - BEFORE,))
-        return [mover for name, mover in found if _first(db, name, today)]
+        return [mover for mover in found if _first(db, mover, today)]
 
 
-def _told(db: sqlite3.Connection, name: str, today: int) -> bool:
-    done = db.execute("SELECT 1 FROM alert WHERE name = ? AND day = ?", (name, today))
+def _told(db: sqlite3.Connection, mover: Mover, today: int) -> bool:
+    done = db.execute("SELECT 1 FROM alert WHERE name = ? AND day = ?", (_name(mover), today))
     return done.fetchone() is not None
 
 
-def _first(db: sqlite3.Connection, name: str, today: int) -> bool:
+def _first(db: sqlite3.Connection, mover: Mover, today: int) -> bool:
     """Whether no other worker was first."""
-    done = db.execute("INSERT OR IGNORE INTO alert VALUES (?, ?)", (name, today))
+    done = db.execute("INSERT OR IGNORE INTO alert VALUES (?, ?)", (_name(mover), today))
     return done.rowcount > 0
+
+
+def _name(mover: Mover) -> str:
+    return f"{mover.key}/{mover.user}"

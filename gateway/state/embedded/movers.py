@@ -10,15 +10,16 @@ from pathlib import Path
 
 from gateway.core.alerts import DAYS, Mover, SpendRule
 from gateway.state.embedded.sqlite import look
+from gateway.wire import json
 
 DAY = 86_400
-DEAR = "SELECT name FROM spent WHERE scope = 'user' AND day = ? AND nano_usd > ?"
-IS_DEAR = f"{DEAR} AND name = ?"
-OF_ONE = """SELECT
-  coalesce(sum(nano_usd) FILTER (WHERE day = :today), 0),
-  coalesce(sum(nano_usd) FILTER (WHERE day BETWEEN :today - :days AND :today - 1), 0),
-  min(:days, :today - min(day))
-  FROM spent WHERE scope = 'user' AND name = :name AND day <= :today"""
+# One statement, as SQLite lets go of the interpreter's lock only while it works on one.
+DEAR = """SELECT name, nano_usd,
+  (SELECT coalesce(sum(nano_usd), 0) FROM spent AS before
+    WHERE scope = 'user' AND name = today.name AND day BETWEEN :today - :days AND :today - 1),
+  (SELECT min(day) FROM spent AS first WHERE scope = 'user' AND name = today.name)
+  FROM spent AS today WHERE scope = 'user' AND day = :today AND nano_usd > :floor"""
+OF_SOME = f"{DEAR} AND name IN (SELECT value FROM json_each(:names))"  # noqa: S608 - no word of others
 
 
 def movers(folder: Path | str, rule: SpendRule, now: float) -> list[Mover]:
@@ -27,28 +28,23 @@ def movers(folder: Path | str, rule: SpendRule, now: float) -> list[Mover]:
     if db is None:
         return []
     with closing(db):
-        today = int(now // DAY)
-        found = [mover for _, mover in above(db, rule, today, dear(db, rule, today))]
+        found = above(db, rule, int(now // DAY), None)
     return sorted(found, key=lambda mover: (-mover.spent, mover.key, mover.user))
 
 
-def dear(db: sqlite3.Connection, rule: SpendRule, today: int) -> list[str]:
-    """Names of all who are above the floor today."""
-    return [str(name) for (name,) in db.execute(DEAR, (today, rule.floor))]
-
-
 def above(
-    db: sqlite3.Connection, rule: SpendRule, today: int, names: Iterable[str]
-) -> list[tuple[str, Mover]]:
-    """Those of `names` that are above the rule; `today` in days since 1970-01-01."""
-    found: list[tuple[str, Mover]] = []
-    for name in names:
-        if db.execute(IS_DEAR, (today, rule.floor, name)).fetchone() is None:
-            continue  # most are below the floor: their days before need not be summed
+    db: sqlite3.Connection, rule: SpendRule, today: int, names: Iterable[str] | None
+) -> list[Mover]:
+    """Those of `names` (None: of all) that are above the rule; `today` in days since 1970."""
+    said = {"today": today, "days": DAYS, "floor": rule.floor}
+    if names is None:
+        rows = db.execute(DEAR, said)
+    else:
+        rows = db.execute(OF_SOME, said | {"names": json.dumps(list(names)).decode()})
+    found: list[Mover] = []
+    for name, spent, before, first in rows.fetchall():
         key, _, user = name.partition("/")
-        said = {"name": name, "today": today, "days": DAYS}
-        ((spent, before, days),) = db.execute(OF_ONE, said).fetchall()
-        mover = Mover(key, user, spent, before, days)
+        mover = Mover(key, user, spent, before, min(DAYS, today - first))
         if rule.broken_by(mover):
-            found.append((name, mover))
+            found.append(mover)
     return found
