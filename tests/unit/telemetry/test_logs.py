@@ -93,6 +93,7 @@ def test_no_line_holds_a_prompt_a_key_an_address_or_an_upstream_s_words(form):
             {"event": "store", "level": "error", "lost": True, "detail": "timeout"},
         ),
         (StoreMoved("redis", False), {"event": "store", "level": "info", "lost": False}),
+        (
             SpendAlert(Mover("k", "u", 12 * NANO, 7, 3), date(2027, 1, 15), SpendRule()),
             {"event": "spend", "level": "warning", "key": "k", "user": "u", "day": "2027-01-15"}
             | {"spent_usd": "12", "usual_usd": "0.000000003"},
