@@ -39,6 +39,7 @@ from gateway.server.facades.embeddings import EmbeddingsFacade
 from gateway.server.serve import Servers
 from gateway.state.embedded.open import EmbeddedState, open_state
 from gateway.telemetry.metrics import Gauges, Metrics
+from gateway.telemetry.webhook import Alarm
 from gateway.transport.http import HttpTransport
 from gateway.transport.key_sets import KeySets
 
@@ -128,7 +129,15 @@ class House:
             self.state.limiter.on_room(self.queue.pump)
             self.metrics = Metrics(version("llm-gateway"), self._gauges())
             self.metrics.use(self.snapshot, self.clock.now())
-            ears: list[Listener] = [self.metrics, self.state.stories, *self.wishes.listeners]
+            alarm = Alarm(
+                self.transport, self.clock, lambda: self.snapshot.alerts.webhook, self.heard
+            )
+            ears: list[Listener] = [
+                self.metrics,
+                self.state.stories,
+                alarm,
+                *self.wishes.listeners,
+            ]
             self._ears = tuple(listener.heard for listener in ears)
             self.readiness = Readiness(self.transport, self.clock, self.degraded)
             self.current = Current(self._furnish(self.snapshot))
@@ -145,6 +154,7 @@ class House:
             self._tasks.start(self.readiness.watch(lambda: self.snapshot, lambda: self.adapters))
             self._tasks.start(self._watch_file())
             self._tasks.start(self._watch_lag())
+            self._tasks.start(alarm.run())
             self.heard(Lifecycle("started"))
             yield self
             self.heard(Lifecycle("stopped"))

@@ -26,7 +26,7 @@ COMMANDS = {
     "status": "Show chains, breakers, requests in flight, configuration.",
     "why": "Tell one request's story: attempts, causes, times, cost.",
     "keys": "Create, list, rotate and revoke caller keys.",
-    "spend": "Report what was spent by key, user, model, chain, day.",
+    "spend": "Report what was spent; hold a provider's export against it.",
     "doctor": "Look at this machine: a report to paste, no secrets in it.",
     "healthcheck": "Ask a running gateway whether it is alive.",
     "completion": "Print the completion script of a shell.",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
     BaseModel,
@@ -30,6 +30,7 @@ from pydantic import (
 from gateway.config import nodes
 from gateway.config.nodes import Wrong
 from gateway.config.secrets import Hidden, expand
+from gateway.core.alerts import SpendRule
 from gateway.core.principal import Priority, Role
 from gateway.core.snapshot import ServerSettings
 from gateway.core.target import ABILITIES, WAY_ON, BreakerPolicy, Cause, Secret
@@ -141,15 +142,20 @@ def _path(value: object, info: ValidationInfo) -> str:
     return found
 
 
-def _url(value: object, info: ValidationInfo) -> str:
-    found, _ = expand(value, "a URL", _env(info))
+def _parts(url: str) -> SplitResult:
     try:
-        parts = urlsplit(found)
+        parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError:
         raise Wrong("not a URL; write https://host/v1") from None
-    if parts.scheme not in {"https", "http"} or not host or " " in found:
+    if parts.scheme not in {"https", "http"} or not host or " " in url:
         raise Wrong("not a URL; write https://host/v1")
+    return parts
+
+
+def _url(value: object, info: ValidationInfo) -> str:
+    found, _ = expand(value, "a URL", _env(info))
+    parts = _parts(found)
     if parts.username is not None or parts.password is not None:
         raise Wrong("a URL holds no credentials; use key:")
     if parts.query or parts.fragment or found.endswith(("?", "#")):
@@ -223,6 +229,19 @@ def _key_set(value: object, info: ValidationInfo) -> str:
     if parts.username is not None or parts.password is not None or parts.fragment:
         raise Wrong("public keys are fetched without credentials: a URL without @ and #")
     return found
+
+
+def _webhook(value: object, info: ValidationInfo) -> Secret | None:
+    """Empty: none. What leads there is itself the credential, so a query is allowed."""
+    found, _ = expand(value, "a URL", _env(info))
+    if not found:
+        return None
+    parts = _parts(found)
+    if parts.username is not None or parts.password is not None:
+        raise Wrong("a webhook's URL holds no name and password; use one with a token in its path")
+    if parts.fragment or not found.isascii():
+        raise Wrong("a webhook's URL is ASCII and has no #")
+    return Secret(found)
 
 
 def _address(value: object, info: ValidationInfo) -> Address:
@@ -328,6 +347,10 @@ Claim = Annotated[str, *_leaf(_claim, _TEXT)]
 Algorithm = Annotated[str, *_leaf(_algorithm, {"enum": list(ALGORITHMS)})]
 KeySetUrl = Annotated[str, *_leaf(_key_set, {"type": "string", "format": "uri"})]
 ClaimValue = Annotated[str, *_leaf(nodes.text, _TEXT)]
+WebhookUrl = Annotated[
+    Secret | None,
+    *_leaf(_webhook, {"type": "string", "format": "uri"}, lambda url: "…" if url else None),
+]
 Listen = Annotated[Address, *_leaf(_address, _TEXT, str)]
 Hash = Annotated[
     bytes,
@@ -777,11 +800,31 @@ class MetricsSection(Section):
     """/metrics without a key."""
 
 
+class SpendAlertSection(Section):
+    factor: Factor = float(SpendRule().factor)
+    """Above so many times the mean of the user's last 7 days."""
+    floor_usd: Dollars = SpendRule().floor
+    """And above so many dollars a day."""
+
+
+class AlertsSection(Section):
+    spend: SpendAlertSection = SpendAlertSection()
+    """When a user of a key spends more today (UTC) than usual: told once a day, blocks nothing."""
+    webhook: WebhookUrl = None
+    """Where alerts are posted as JSON; a secret, empty: nowhere."""
+    allow_http: Truth = False
+    """Allow http:// for the webhook (who spends what travels unencrypted)."""
+    allow_private: Truth = False
+    """Allow a private or loopback address for the webhook, checked when connecting."""
+
+
 class ObserveSection(Section):
     logs: LogsSection = LogsSection()
     """One line a request."""
     metrics: MetricsSection = MetricsSection()
     """Prometheus, on the admin listener."""
+    alerts: AlertsSection = AlertsSection()
+    """What somebody should look at, and where it is sent."""
 
 
 class Document(Section):
@@ -812,4 +855,4 @@ class Document(Section):
     prices: PricesSection = Field(default_factory=lambda: PricesSection.model_validate({}))
     """Dollars per million tokens."""
     observe: ObserveSection = ObserveSection()
-    """Logs and metrics."""
+    """Logs, metrics, alerts."""

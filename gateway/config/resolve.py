@@ -7,12 +7,14 @@ nothing, and then cannot fail.
 import ipaddress
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from gateway.config import prices
 from gateway.config.mistakes import Mistake, Path, nearest, no_model, no_such
 from gateway.config.models import (
+    AlertsSection,
     BreakerSection,
     CallerLimits,
     ChainClocks,
@@ -28,6 +30,7 @@ from gateway.config.models import (
     UpstreamLimits,
 )
 from gateway.config.nodes import Tree
+from gateway.core.alerts import Alerts, SpendRule, Webhook
 from gateway.core.principal import Limits, Principal, Role, SubLimits
 from gateway.core.snapshot import DeclaredKey, Grant, Issuer, ServerSettings, Snapshot
 from gateway.core.target import (
@@ -97,6 +100,7 @@ class Resolver:
         self._check_callers()
         self._check_issuers()
         self._check_prices()
+        self._check_webhook()
         return self.mistakes
 
     def _say(self, message: str, *path: str | int, key: bool = False) -> None:
@@ -143,17 +147,25 @@ class Resolver:
         self._check_url(provider, *path)
 
     def _check_url(self, provider: Provider, *path: str) -> None:
-        if provider.base_url is None:
-            return
-        parts = urlsplit(provider.base_url)
-        if parts.scheme == "http" and not provider.allow_http:
-            self._say(
-                "http sends keys and prompts unencrypted; use https, or add allow_http: true",
-                *path,
-                "base_url",
-            )
-        if _private(parts.hostname or "") and not provider.allow_private:
-            self._say(_PRIVATE, *path, "base_url")
+        if provider.base_url is not None:
+            self._check_public(provider.base_url, provider, "keys and prompts", *path, "base_url")
+
+    def _check_webhook(self) -> None:
+        alerts = self._document.observe.alerts
+        if alerts.webhook is not None and self._sound("observe", "alerts"):
+            path = ("observe", "alerts", "webhook")
+            self._check_public(alerts.webhook.reveal(), alerts, "who spends what", *path)
+
+    def _check_public(
+        self, url: str, section: Provider | AlertsSection, what: str, *path: str
+    ) -> None:
+        """`what` would be sent in clear."""
+        parts = urlsplit(url)
+        if parts.scheme == "http" and not section.allow_http:
+            said = f"http sends {what} unencrypted; use https, or add allow_http: true"
+            self._say(said, *path)
+        if _private(parts.hostname or "") and not section.allow_private:
+            self._say(_PRIVATE, *path)
 
     def _check_unique(self, names: list[str], *path: str | int) -> None:
         seen: dict[str, int] = {}
@@ -467,8 +479,14 @@ class Resolver:
             server=self._server(),
             log_format=document.observe.logs.format,
             public_metrics=document.observe.metrics.public,
+            alerts=self._alerts(),
             source=self._tree.name,
         )
+
+    def _alerts(self) -> Alerts:
+        said = self._document.observe.alerts
+        rule = SpendRule(Fraction(repr(said.spend.factor)), said.spend.floor_usd)
+        return Alerts(rule, Webhook(said.webhook, said.allow_private) if said.webhook else None)
 
     def _server(self) -> ServerSettings:
         server = self._document.server

@@ -5,9 +5,12 @@ never wait, never raise.
 """
 
 from dataclasses import dataclass
+from datetime import date
 from typing import Literal
 
+from gateway.core.alerts import Mover, SpendRule
 from gateway.core.attempt import Attempt, Exchange
+from gateway.core.usage import Cost
 from gateway.wire import json
 
 
@@ -93,6 +96,29 @@ class StoreMoved:
     detail: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class SpendAlert:
+    """A user of a key spent more on `day` (UTC) than `rule` allows for: told once a day.
+
+    For the log, the counter, the webhook and the audit; it blocks nothing.
+    """
+
+    mover: Mover
+    day: date
+    rule: SpendRule
+
+    def told(self) -> dict[str, str]:
+        """In words: dollars as exact decimals."""
+        mover = self.mover
+        return {
+            "key": mover.key,
+            "user": mover.user,
+            "day": self.day.isoformat(),
+            "spent_usd": Cost(mover.spent).dollars(),
+            "usual_usd": Cost(mover.usual).dollars(),
+        }
+
+
 Event = (
     RequestEnded
     | AttemptEnded
@@ -102,4 +128,5 @@ Event = (
     | Lifecycle
     | StateTrouble
     | StoreMoved
+    | SpendAlert
 )

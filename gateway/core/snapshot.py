@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gateway.core.alerts import Alerts
 from gateway.core.principal import Limits, Principal, Role
 from gateway.core.target import Chain, Leaf, Secret, Target
 
@@ -110,6 +111,7 @@ class Snapshot:
     server: ServerSettings = ServerSettings()
     log_format: Literal["json", "text", "auto", "none"] = "auto"
     public_metrics: bool = False
+    alerts: Alerts = field(default_factory=Alerts)
     source: str = ""
 
     def leaves(self) -> Mapping[str, tuple[Leaf, ...]]:

@@ -27,6 +27,7 @@ from gateway.core.events import (
     Lifecycle,
     Reloaded,
     RequestEnded,
+    SpendAlert,
     StateTrouble,
     StoreMoved,
 )
@@ -250,6 +251,8 @@ def _other_line(event: Event) -> Line:
         case StoreMoved():
             told = {"event": "store", "level": "error" if event.lost else "info"}
             told |= {"backend": event.backend, "lost": event.lost, "detail": event.detail}
+        case SpendAlert():
+            told = {"event": "spend", "level": "warning", **event.told()}
         case _:
             told = {"event": "log", "level": "info"}
     return told

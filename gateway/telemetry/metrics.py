@@ -30,6 +30,7 @@ from gateway.core.events import (
     Event,
     Reloaded,
     RequestEnded,
+    SpendAlert,
     StateTrouble,
 )
 from gateway.core.snapshot import Snapshot
@@ -224,6 +225,7 @@ class Metrics(Collector):
         self._planning = Histogram(OVERHEAD_SECONDS)
         self._rejections: dict[tuple[str, str], int] = {}
         self._state_errors: dict[tuple[str, str], int] = {}
+        self._spend_alerts = 0
         self._reload_ok = 1
         self._reloaded = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -279,6 +281,8 @@ class Metrics(Collector):
             self._reload_ok = 0 if event.problem else 1
             if not event.problem:
                 self._reloaded = event.now
+        elif isinstance(event, SpendAlert):
+            self._spend_alerts += 1
         elif isinstance(event, StateTrouble):
             pair = (event.backend, event.op)
             if pair in self._state_errors or len(self._state_errors) < MOST_OPS:
@@ -463,10 +467,15 @@ class Metrics(Collector):
         for (scope, kind), count in self._rejections.copy().items():
             rejections.add_metric([scope, kind], count)
         errors = _counter(
-            "gateway_state_errors", "Failed uses of the store or the journal", "backend", "op"
+            "gateway_state_errors",
+            "Failed uses of the store, the journal or the webhook",
+            "backend",
+            "op",
         )
         for (backend, op), count in self._state_errors.copy().items():
             errors.add_metric([backend, op], count)
+        alerts = _counter("gateway_spend_alerts", "Users who spent out of the ordinary, once a day")
+        alerts.add_metric([], self._spend_alerts)
         ok = _gauge("gateway_config_reload_success", "Whether the last reload took effect")
         ok.add_metric([], self._reload_ok)
         when = _gauge(
@@ -475,7 +484,7 @@ class Metrics(Collector):
         when.add_metric([], self._reloaded)
         build = _gauge("gateway_build_info", "What runs here", "version", "python", "config_hash")
         build.add_metric([self._version, platform.python_version(), self._config], 1)
-        yield from (rejections, errors, ok, when, build)
+        yield from (rejections, errors, alerts, ok, when, build)
 
 
 def _fallbacks(cell: ChainCell, exchange: Exchange) -> None:

@@ -25,6 +25,7 @@ ELSEWHERE = {
     "gateway/cli/serve.py": "tests/end_to_end/test_start.py",
     "gateway/clock.py": "tests/integration/test_fallback.py",
     "gateway/core/attempt.py": "tests/unit/pipeline/test_attempt.py",
+    "gateway/core/events.py": "tests/unit/telemetry/test_logs.py",
     "gateway/core/plan.py": "tests/unit/pipeline/test_plan.py",
     "gateway/core/principal.py": "tests/unit/config/test_resolve.py",
     "gateway/core/request.py": "tests/unit/server/facades/test_chat.py",

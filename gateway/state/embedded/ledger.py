@@ -55,10 +55,18 @@ class EmbeddedLedger:
 
     Attributes:
         drift: nano-dollars by which rows and sums differ, as last looked at; 0 or a bug.
+
+    Args:
+        spent: is told, in the loop, whose sums (`key/user`) have changed.
     """
 
     def __init__(
-        self, journal: Journal, store: Store, clock: Clock, heard: Callable[[Event], None]
+        self,
+        journal: Journal,
+        store: Store,
+        clock: Clock,
+        heard: Callable[[Event], None],
+        spent: Callable[[Iterable[str]], None] | None = None,
     ) -> None:
         self.open = journal.open
         self.checkpoint = journal.checkpoint
@@ -68,6 +76,7 @@ class EmbeddedLedger:
         self._store = store
         self._clock = clock
         self._heard = heard
+        self._spent = spent
         self._shipper = Shipper(journal.worker)
 
     async def ship(self) -> bool:
@@ -80,6 +89,9 @@ class EmbeddedLedger:
         except (sqlite3.Error, OSError) as error:
             self._trouble("ship", error)
             return False
+        if self._spent is not None and (users := self._shipper.users):
+            self._shipper.users = set()
+            self._spent(users)
         for part in parts:
             if part.done and part.path in done:
                 self._journal.remove(part)
@@ -146,6 +158,7 @@ class Shipper:
         self._live = True  # `_rows` is what memory had, and all before it is applied
         self._level = False  # what was read reaches to where the next `hand` begins
         self.behind = False  # a full batch was applied, more is to be read
+        self.users: set[str] = set()  # whose sums were changed; taken away by the loop
 
     def hand(self, parts: Sequence[Part], finals: list[Final] | None) -> None:
         """What is written, and its endings since the last time; None: they have to be read."""
@@ -167,7 +180,7 @@ class Shipper:
             return set()
         done = self._follow(parts, finals)
         if self._rows:
-            apply(db, self._worker, self._rows)
+            self.users |= apply(db, self._worker, self._rows)
             self._rows.clear()
         if not done or not harden(db):
             return set()
@@ -225,13 +238,18 @@ class Shipper:
         return done
 
 
-def apply(db: sqlite3.Connection, worker: str, finals: Sequence[Final]) -> None:
-    """Rows above the worker's cursor, their sums, and the new cursor: all or nothing."""
+def apply(db: sqlite3.Connection, worker: str, finals: Sequence[Final]) -> set[str]:
+    """Rows above the worker's cursor, their sums, and the new cursor: all or nothing.
+
+    Returns whose sums were changed, as `key/user`.
+    """
     with transaction(db):
         cursor, closed = _cursor(db, worker)
-        if not closed:
-            _book(db, [final for final in finals if final.seq > cursor])
-            _move(db, worker, max(finals[-1].seq, cursor), closed=0)
+        if closed:
+            return set()
+        users = _book(db, [final for final in finals if final.seq > cursor])
+        _move(db, worker, max(finals[-1].seq, cursor), closed=0)
+    return users
 
 
 def recover(db: sqlite3.Connection, folder: Path) -> int:
@@ -294,7 +312,8 @@ def _bury(db: sqlite3.Connection, worker: str, records: Iterable[Record]) -> int
     return len(lost)
 
 
-def _book(db: sqlite3.Connection, finals: list[Final]) -> None:
+def _book(db: sqlite3.Connection, finals: list[Final]) -> set[str]:
+    """Returns whose sums were changed, as `key/user`."""
     rows = [_row(final) for final in finals]
     try:
         db.execute("SAVEPOINT book")
@@ -303,7 +322,9 @@ def _book(db: sqlite3.Connection, finals: list[Final]) -> None:
         db.execute("ROLLBACK TO book")
         rows = [row for row in rows if _insert(db, row)]
     db.execute("RELEASE book")
-    db.executemany(SPEND, [(*at, *values) for at, values in _sums(rows).items()])
+    sums = _sums(rows)
+    db.executemany(SPEND, [(*at, *values) for at, values in sums.items()])
+    return {name for scope, name, _ in sums if scope == "user"}
 
 
 def _insert(db: sqlite3.Connection, row: Row) -> bool:

@@ -16,6 +16,7 @@ from gateway.clock import Clock
 from gateway.core.events import Event, StateTrouble
 from gateway.core.snapshot import Snapshot
 from gateway.state.embedded.accounts import SqliteAccounts
+from gateway.state.embedded.alerts import LOOK, SpendWatch
 from gateway.state.embedded.health import LocalHealth
 from gateway.state.embedded.keys import POLL, EmbeddedKeys
 from gateway.state.embedded.ledger import CLEAN, SHIP, SYNC, TIDY, EmbeddedLedger
@@ -35,6 +36,7 @@ class EmbeddedState:
     keys: EmbeddedKeys
     health: LocalHealth
     stories: Stories
+    watch: SpendWatch
     worker: str
     recovered: int
 
@@ -43,6 +45,7 @@ class EmbeddedState:
         self.keys.use(snapshot)
         self.health.use(snapshot.targets.values())
         self.stories.use(snapshot.config)
+        self.watch.use(snapshot.alerts.spend)
 
 
 @asynccontextmanager
@@ -72,7 +75,8 @@ async def open_state(
             raise OSError(errno.EIO, str(error), str(folder / FILE)) from None
         worker = os.urandom(8).hex()
         journal = Journal(folder, worker, heard=heard)
-        ledger = EmbeddedLedger(journal, store, clock, heard)
+        watch = SpendWatch(store, snapshot.alerts.spend, clock, heard)
+        ledger = EmbeddedLedger(journal, store, clock, heard, watch.spent)
         try:
             recovered = await ledger.recover()
             keys = EmbeddedKeys(store, snapshot, clock, heard)
@@ -84,7 +88,7 @@ async def open_state(
             trouble = partial(StateTrouble, "embedded", "limits")
             spare = Spare(accounts, clock, workers, lambda why: heard(trouble(why)))
             limiter = Slices(spare, worker, clock)
-            state = EmbeddedState(limiter, ledger, keys, health, stories, worker, recovered)
+            state = EmbeddedState(limiter, ledger, keys, health, stories, watch, worker, recovered)
             async with _Chores(clock, heard) as chores:
                 chores.every(TICK, limiter.tick)
                 chores.every(CLEAN, accounts.tidy)
@@ -95,6 +99,8 @@ async def open_state(
                 chores.every(POLL, keys.poll)
                 chores.every(WRITE, stories.write)
                 chores.every(CLEAN, stories.clean)
+                chores.every(LOOK, watch.look)
+                chores.every(CLEAN, watch.look_at_all)
                 yield state
             await limiter.leave()
             await stories.write()

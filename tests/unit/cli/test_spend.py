@@ -10,6 +10,7 @@ import pytest
 
 from gateway.cli.exits import NOT_FOUND, USAGE
 from gateway.clock import SystemClock
+from gateway.state.embedded.ledger import clean
 from gateway.state.embedded.sqlite import connect
 from tests.unit.cli.conftest import Run
 
@@ -82,6 +83,65 @@ def test_csv_is_read_by_a_spreadsheet_and_not_run(run: Run) -> None:
     ]
 
 
+@pytest.mark.usefixtures("ledger")
+def test_days_of_which_only_sums_are_left_are_told(run: Run, tmp_path: Path) -> None:
+    now = SystemClock().now()
+    with closing(connect(tmp_path / "state")) as db:
+        today = int(now // 86_400)
+        row = ("INSERT INTO spent VALUES (?, 'bob', ?, 1, 1, 7, 7, 9, 0)", ("key", today - 50))
+        db.execute(*row)
+        clean(db, today)
+    done = run("spend", "--by", "model", "--since", "90d")
+    assert "--by model begins on" in done.stderr
+    assert done.stdout.splitlines()[-1].split()[:2] == ["total", "5"]
+    told = json.loads(run("spend", "--by", "model", "--since", "90d", "--json").stdout)
+    assert told["complete"] is False
+    assert told["lines_from"] in done.stderr
+    done = run("spend", "--by", "day,key", "--since", "90d")
+    assert "only sums are kept" in done.stderr
+    assert len(done.stdout.splitlines()) == 6
+    assert "sums" not in run("spend", "--by", "model", "--since", "20d").stderr
+
+
+@pytest.fixture
+def movers(tmp_path: Path) -> None:
+    """Ann as always; bob nine times as much, and somebody new."""
+    today = int(SystemClock().now() // 86_400)
+    spent = [
+        *(("k/ann", day, 2_000_000_000) for day in range(8)),
+        *(("k/bob", day, 2_000_000_000) for day in range(1, 3)),
+        *(("k/bob", 0, 18_000_000_000), ("k/=new()", 0, 1_000_000_001)),
+    ]
+    with closing(connect(tmp_path / "state")) as db:
+        for name, ago, nano in spent:
+            row = ("user", name, today - ago, nano)
+            db.execute("INSERT INTO spent VALUES (?, ?, ?, 1, 1, 1, 1, ?, 0)", row)
+
+
+@pytest.mark.usefixtures("movers")
+def test_movers_are_those_above_what_they_usually_spend(run: Run) -> None:
+    done = run("spend", "--movers")
+    assert [line.split() for line in done.stdout.splitlines()[1:]] == [
+        ["k", "bob", "$18", "$2", "9.0", "times,", "of", "2", "known", "days"],
+        ["k", "=new()", "$1.000000001", "the", "first", "day"],
+    ]
+    told = json.loads(run("spend", "--movers", "--json").stdout)
+    assert (told["factor"], told["floor_usd"]) == ("2", "1")
+    bob = {"key": "k", "user": "bob", "today_usd": "18", "usual_usd": "2", "days": 2}
+    assert told["movers"][0] == bob
+    assert run("spend", "--movers", "--csv").stdout.splitlines()[2].startswith("k,'=new(),")
+
+
+@pytest.mark.usefixtures("movers")
+def test_the_file_says_who_is_a_mover(run: Run, config: Path) -> None:
+    config.write_text(
+        config.read_text() + "observe: {alerts: {spend: {factor: 9, floor_usd: 1.1}}}\n"
+    )
+    done = run("spend", "--movers")
+    assert (done.exit_code, done.stdout) == (0, "")
+    assert "more than 9 times the mean of the 7 days before and above $1.1" in done.stderr
+
+
 def test_nothing_was_spent(run: Run) -> None:
     done = run("spend")
     assert (done.exit_code, done.stdout) == (0, "")
@@ -96,6 +156,8 @@ def test_nothing_was_spent(run: Run) -> None:
         (["--by", ","], USAGE, "--by"),
         (["--since", "ever"], USAGE, "neither a span"),
         (["--csv", "--json"], USAGE, "choose one"),
+        (["--movers", "--by", "key"], USAGE, "--movers compares"),
+        (["planets"], USAGE, "No such command"),
         (["-c", "other.yaml"], NOT_FOUND, "gateway init"),
     ],
 )

@@ -406,6 +406,34 @@ keys:
             )
         ],
     ),
+    "webhook": (
+        (
+            "providers: {p: {kind: sim}}\nchains: {c: [p/m]}\n"
+            'observe: {alerts: {webhook: "http://10.0.0.7/s3cr3t?t=s3cr3t"}}\n'
+        ),
+        [
+            (
+                "f:3:29 observe.alerts.webhook — http sends who spends what unencrypted; use https,"
+                " or add allow_http: true"
+            ),
+            (
+                "f:3:29 observe.alerts.webhook — a private or loopback address; if that is meant,"
+                " add allow_private: true"
+            ),
+        ],
+    ),
+    "webhook with a password": (
+        (
+            "providers: {p: {kind: sim}}\nchains: {c: [p/m]}\n"
+            'observe: {alerts: {webhook: "https://me:s3cr3t@example.com/"}}\n'
+        ),
+        [
+            (
+                "f:3:29 observe.alerts.webhook — a webhook's URL holds no name and password;"
+                " use one with a token in its path"
+            )
+        ],
+    ),
     "private": (
         'providers: {p: {kind: openai, base_url: "https://10.0.0.7/v1"}}\nchains: {c: [p/m]}\n',
         [

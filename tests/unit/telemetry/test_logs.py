@@ -4,9 +4,11 @@ import errno
 import io
 import logging
 import time
+from datetime import date
 
 import pytest
 
+from gateway.core.alerts import Mover, SpendRule
 from gateway.core.events import (
     AttemptEnded,
     BreakerMoved,
@@ -14,10 +16,12 @@ from gateway.core.events import (
     Lifecycle,
     Reloaded,
     RequestEnded,
+    SpendAlert,
     StateTrouble,
     StoreMoved,
 )
 from gateway.core.target import Cause
+from gateway.core.usage import NANO
 from gateway.errors import UpstreamFailed
 from gateway.telemetry.logs import RequestLog
 from gateway.wire import json
@@ -89,6 +93,11 @@ def test_no_line_holds_a_prompt_a_key_an_address_or_an_upstream_s_words(form):
             {"event": "store", "level": "error", "lost": True, "detail": "timeout"},
         ),
         (StoreMoved("redis", False), {"event": "store", "level": "info", "lost": False}),
+        (
+            SpendAlert(Mover("k", "u", 12 * NANO, 7, 3), date(2027, 1, 15), SpendRule()),
+            {"event": "spend", "level": "warning", "key": "k", "user": "u", "day": "2027-01-15"}
+            | {"spent_usd": "12", "usual_usd": "0.000000003"},
+        ),
     ],
 )
 def test_other_events_are_lines_too(event, told):

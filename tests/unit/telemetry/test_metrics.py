@@ -3,10 +3,12 @@
 import asyncio
 import sys
 import threading
+from datetime import date
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.core.alerts import Mover, SpendRule
 from gateway.core.attempt import Exchange
 from gateway.core.events import (
     AttemptEnded,
@@ -15,6 +17,7 @@ from gateway.core.events import (
     Lifecycle,
     Reloaded,
     RequestEnded,
+    SpendAlert,
     StateTrouble,
 )
 from gateway.core.snapshot import Snapshot
@@ -60,12 +63,14 @@ NAMES = {
     "gateway_cost_usd_total": ("chain", "target"),
     "gateway_unpriced_requests_total": ("target",),
     "gateway_ledger_drift_nano_usd": (),
+    "gateway_spend_alerts_total": (),
     "gateway_state_errors_total": ("backend", "op"),
     "gateway_event_loop_lag_seconds": (),
     "gateway_config_reload_success": (),
     "gateway_config_last_reload_timestamp_seconds": (),
     "gateway_build_info": ("config_hash", "python", "version"),
 }
+ALERT = SpendAlert(Mover("search-prod", "u_1", 5, 1, 7), date(2027, 1, 15), SpendRule())
 GAUGES = Gauges(
     inflight_requests=lambda: {"default": 3},
     inflight_attempts=lambda: {"gpt": 2},
@@ -114,6 +119,7 @@ def everything(metrics):
     hear(metrics, waited)
     metrics.heard(BreakerMoved("gpt", "gpt", "closed", "open", "5 failures"))
     metrics.heard(StateTrouble("sqlite", "ship", "disk full"))
+    metrics.heard(ALERT)
 
 
 def test_the_names_and_labels_are_those_of_the_contract(metrics):
@@ -133,6 +139,12 @@ def test_nothing_of_a_request_is_told(metrics):
     exposition = metrics.render().decode()
     for secret in (CANARY, "req_1", "search-prod", "u_1", "s_1", "_created"):
         assert secret not in exposition
+
+
+def test_an_alert_of_spending_is_counted_and_nobody_named(metrics):
+    assert read(metrics)["gateway_spend_alerts_total", ()] == 0
+    metrics.heard(ALERT)
+    assert read(metrics)["gateway_spend_alerts_total", ()] == 1
 
 
 def test_what_alerts_rate_starts_at_zero(metrics):

@@ -4,9 +4,19 @@ from pathlib import Path
 
 import pytest
 
+from gateway.core.reconcile import SORTS, Figures
 from gateway.core.usage import Usage
 from gateway.state.embedded.ledger import clean, recover
-from gateway.state.embedded.reports import DIMENSIONS, Row, spend, total
+from gateway.state.embedded.reports import (
+    DIMENSIONS,
+    Row,
+    as_date,
+    begins,
+    booked,
+    first_line,
+    spend,
+    total,
+)
 from gateway.state.embedded.sqlite import connect
 from gateway.state.journal import Journal
 from tests.unit.state.make import line, opening
@@ -75,19 +85,65 @@ def test_since_cuts_by_the_second(tmp_path: Path) -> None:
     assert total(tmp_path, NOW + 1).attempts == 0
 
 
+def old(folder: Path, *by: str) -> dict[tuple[str, ...], tuple[int, int]]:
+    """Group -> attempts and nano-dollars."""
+    return {row.group: (row.attempts, row.nano_usd) for row in spend(folder, by, 0)}
+
+
 def test_days_whose_lines_are_gone_count_by_their_sums(tmp_path: Path) -> None:
+    groups = (
+        *((), ("key",), ("team",), ("user",), ("day",), ("user", "key"), ("day", "key", "user")),
+        ("team", "day"),
+    )
+    at = {"nano_usd": 1}
     write(
         tmp_path,
-        *((f"{age}.1", {}, {"at": NOW - age * 86_400, "nano_usd": 1}) for age in (0, 30, 31, 50)),
+        *((f"{age}.1", {}, at | {"at": NOW - age * 86_400}) for age in (0, 30, 31, 50)),
+        ("a.1", {"user": None, "key_id": "other"}, at | {"at": NOW - 50 * 86_400}),
+        ("b.1", {"user": "x/y", "team": None}, at | {"at": NOW - 50 * 86_400}),
     )
-    before = {by: spend(tmp_path, by, 0) for by in ((), ("key",), ("team",), ("user",), ("day",))}
+    before = {by: old(tmp_path, *by) for by in groups}
+    assert before["user", "key"] == {
+        ("u1", "search-prod"): (4, 4),
+        ("", "other"): (1, 1),
+        ("x/y", "search-prod"): (1, 1),
+    }
     db = connect(tmp_path)
-    assert clean(db, TODAY) == 2
+    assert clean(db, TODAY) == 4
     db.close()
-    for by, rows in before.items():
-        after = spend(tmp_path, by, 0)
-        assert [(r.group, r.requests, r.nano_usd) for r in after] == [
-            (r.group, r.requests, r.nano_usd) for r in rows
-        ]
+    assert {by: old(tmp_path, *by) for by in groups} == before
     assert total(tmp_path, NOW - 31 * 86_400).attempts == 3
     assert spend(tmp_path, ["chain"], 0)[0].attempts == 2  # only lines know their chain
+
+
+def test_it_is_told_where_lines_begin_if_more_was_spent_before(tmp_path: Path) -> None:
+    assert begins(tmp_path, ["chain"], 0) is None
+    write(tmp_path, *((f"{age}.1", {}, {"at": NOW - age * 86_400}) for age in (0, 50)))
+    assert begins(tmp_path, ["chain"], 0) is None, "all lines are there"
+    db = connect(tmp_path)
+    clean(db, TODAY)
+    db.close()
+    first = as_date(TODAY - 30)
+    assert begins(tmp_path, ["chain"], 0) == (first, False)
+    assert begins(tmp_path, ["user", "key"], 0) == (first, True)
+    assert begins(tmp_path, ["team", "key"], 0) == (first, False)
+    assert begins(tmp_path, ["chain"], NOW - 30 * 86_400) is None
+    assert first_line(tmp_path) == first
+
+
+def test_lines_are_sorted_by_why_they_were_paid(tmp_path: Path) -> None:
+    used = {"usage": Usage(input=1, output=1), "nano_usd": 1}
+    lines = {
+        "answers": ({}, {}),
+        "failures": ({}, {"outcome": "server_error"}),
+        "cancelled": ({}, {"outcome": "cancelled"}),
+        "hedges": ({"kind": "hedge"}, {"outcome": "cancelled"}),
+        "drills": ({"kind": "drill"}, {}),
+        "estimates": ({"kind": "drill"}, {"flags": "estimated,partial", "outcome": "stalled"}),
+    }
+    write(tmp_path, *((f"{n}.1", o, used | s) for n, (o, s) in enumerate(lines.values())))
+    today = as_date(TODAY)
+    found = booked(tmp_path, today, today)
+    assert {one.sort for one in found} == set(lines) == set(SORTS)
+    assert {one.figures for one in found} == {Figures(1, 1, 1, 0, 1, 1, 0)}
+    assert booked(tmp_path, as_date(TODAY - 9), as_date(TODAY - 1)) == []
