@@ -39,7 +39,7 @@ class Attempt:
     """
 
     __slots__ = (
-        "accounts", "bound", "checkpointed", "closed", "cost", "delivered", "ended", "failure",
+        "accounts", "bound", "closed", "cost", "delivered", "ended", "failure",
         "finished", "first_content", "hurried", "id", "kind", "opened", "probe", "started",
         "status", "target", "usage",
     )  # fmt: skip
@@ -61,7 +61,6 @@ class Attempt:
         self.usage: Usage | None = None
         self.cost: Cost = NOTHING
         self.delivered = 0  # UTF-8 bytes of content that came
-        self.checkpointed = 0
         self.hurried = False  # its caller gave it less than it needs: no verdict on the target
         self.closed = False
 

@@ -3,7 +3,7 @@
 Rooms implement these protocols and never import one another; `gateway.app` brings them together.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -227,8 +227,8 @@ class UpstreamReply(Protocol):
         """
         ...
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes; raises `Failed` alike."""
+    async def more(self) -> bytes:
+        """What the next read brings, b"" at the end; raises `Failed` alike."""
         ...
 
     def progressed(self) -> None:

@@ -13,7 +13,7 @@ from gateway.core.ports import Ledger, StreamDecoder, UpstreamReply
 from gateway.core.snapshot import Snapshot
 from gateway.core.target import Cause, Failed, Failure
 from gateway.core.usage import UNKNOWN, in_force
-from gateway.pipeline.estimate import tokens_of
+from gateway.pipeline.estimate import BYTES_A_TOKEN, tokens_of
 from gateway.pipeline.settle import Settle
 from gateway.pipeline.tell import cut, trace
 from gateway.wire import json
@@ -83,7 +83,7 @@ class Streaming:
         self._reply = reply
         self._decoder = decoder
         self._steps = steps
-        self._chunks = reply.chunks()
+        self._more_bytes = reply.more
         self._held: list[StreamEvent] = []
         self._finishes = 0
         self._closed = False  # upstream's body has ended
@@ -92,6 +92,7 @@ class Streaming:
         self._last = b""  # the last frame the caller was given
         self._broken: Failure | None = None
         self._checked = attempt.started
+        self._check_at = CHECKPOINT_TOKENS * BYTES_A_TOKEN  # bytes delivered
 
     async def until_content(self, filtered: Callable[[StreamEvent], Failure | None]) -> None:
         """Hold what comes until one event is content: from then on there is no way back.
@@ -99,7 +100,7 @@ class Streaming:
         Raises:
             Failed: it ended, broke or was filtered before any content.
         """
-        async for data in self._chunks:
+        while data := await self._more_bytes():
             if self._hold(self._decoder.feed(data), filtered):
                 break
         else:
@@ -139,13 +140,13 @@ class Streaming:
     async def _more(self) -> Sequence[StreamEvent]:
         while True:
             try:
-                data = await self._chunks.__anext__()
-            except StopAsyncIteration:
-                return self._end(self._decoder.close())
+                data = await self._more_bytes()
             except Failed as failed:
                 if self._whole:
                     return self._end(())
                 raise self._cut(self._blamed(failed.failure)) from None
+            if not data:
+                return self._end(self._decoder.close())
             if events := self._decoder.feed(data):
                 return self._learn(events)
 
@@ -178,7 +179,8 @@ class Streaming:
         if content:
             self._reply.progressed()
             self._checkpoint()
-        self._wind_up()
+        if self._finishes:
+            self._wind_up()
         if not events and self._broken is not None:
             raise self._cut(self._broken)
         return events
@@ -237,15 +239,11 @@ class Streaming:
     def _checkpoint(self) -> None:
         """What a lost worker leaves: tokens so far, every 256 tokens or 2 s."""
         attempt = self._attempt
-        tokens = tokens_of(attempt.delivered)
         now = self._steps.clock.monotonic()
-        if (
-            tokens - attempt.checkpointed >= CHECKPOINT_TOKENS
-            or now - self._checked >= CHECKPOINT_SECONDS
-        ):
-            attempt.checkpointed = tokens
+        if attempt.delivered >= self._check_at or now - self._checked >= CHECKPOINT_SECONDS:
+            self._check_at = attempt.delivered + CHECKPOINT_TOKENS * BYTES_A_TOKEN
             self._checked = now
-            self._steps.ledger.checkpoint(attempt.id, tokens)
+            self._steps.ledger.checkpoint(attempt.id, tokens_of(attempt.delivered))
 
     def _traced(self) -> StreamEvent:
         """One more frame of the same answer, with the story of the request."""

@@ -329,10 +329,6 @@ class _Sending:
                 raise self._too_long(limit)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def chunks(self) -> "_Chunks":
-        """See `gateway.core.ports.UpstreamReply`."""
-        return _Chunks(self)
-
     def progressed(self) -> None:
         self._dog.progressed()
 
@@ -340,7 +336,7 @@ class _Sending:
         self._dog.ending(seconds)
 
     async def more(self) -> bytes:
-        """What the next read brings; b"" at the end."""
+        """See `gateway.core.ports.UpstreamReply`."""
         answer, dog = self._answer, self._dog
         if answer is None:
             raise RuntimeError("a reply is read inside its context")
@@ -350,9 +346,13 @@ class _Sending:
                 return data
             dog.waits()
             try:
-                return await answer.more()
+                while (data := answer.take()) is None:
+                    if answer.content is not None:
+                        return await answer.content.readany()
+                    await answer.wait()
             finally:
                 dog.rests()
+            return data
         except BaseException as error:  # noqa: BLE001 - cancellation may be the watchdog's
             raise self._ended(error, before_head=False) from None
 
@@ -399,24 +399,6 @@ class _Sending:
             if line.transport is not None:
                 line.transport.abort()
             _discard(line)
-
-
-class _Chunks:
-    """The body as it comes: one read, one chunk."""
-
-    __slots__ = ("_more",)
-
-    def __init__(self, reply: _Sending) -> None:
-        self._more = reply.more
-
-    def __aiter__(self) -> "_Chunks":
-        return self
-
-    async def __anext__(self) -> bytes:
-        data = await self._more()
-        if not data:
-            raise StopAsyncIteration
-        return data
 
 
 # ------------------------------------------------- aiohttp's exceptions, translated here only

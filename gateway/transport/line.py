@@ -65,7 +65,7 @@ class Answer:
     """What comes back for one request; it outlives the loan of its connection."""
 
     __slots__ = (
-        "_content", "_done", "_ended", "_fault", "_line", "_paused", "_pieces", "_size", "_waiter",
+        "_done", "_ended", "_fault", "_line", "_paused", "_pieces", "_size", "_waiter", "content",
         "headers", "length", "status",
     )  # fmt: skip
 
@@ -78,7 +78,7 @@ class Answer:
         self._ended = False
         self._fault: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._content: StreamReader | None = None  # where aiohttp's parser puts the body
+        self.content: StreamReader | None = None  # where aiohttp's parser puts the body
         self.status = 0
         self.length = -1  # -1: not told
         self.headers: Mapping[str, str] = {}
@@ -112,16 +112,6 @@ class Answer:
             return data
         return b"" if self._ended else None
 
-    async def more(self) -> bytes:
-        """What the next read brings; b"" at the end."""
-        while True:
-            data = self.take()
-            if data is not None:
-                return data
-            if self._content is not None:
-                return await self._content.readany()
-            await self.wait()
-
     def wait(self) -> "asyncio.Future[None]":
         """Done when something came, be it the end."""
         waiter = self._waiter = self._line.loop.create_future()
@@ -145,7 +135,7 @@ class Answer:
 
     def goes_on(self, content: StreamReader) -> None:
         """The rest of the body comes through aiohttp's parser."""
-        self._content = content
+        self.content = content
         content.on_eof(self._line.all_here)
 
     def fail(self, error: BaseException) -> None:

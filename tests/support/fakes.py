@@ -280,6 +280,7 @@ class _Sending:
         self._deadline = limits[1].at
         self._late = Cause.FIRST_TOKEN if stream else Cause.TIMEOUT
         self._says = Says()
+        self._steps: list[Step] = []
         self._inside = False
         self.status = 0
         self.headers: Mapping[str, str] = {}
@@ -296,6 +297,7 @@ class _Sending:
         upstreams.asked.append(self._target_id)
         upstreams.times.append(self._clock.monotonic())
         says = self._says = upstreams.next(self._target_id)
+        self._steps = list(says.steps)
         upstreams.open += 1
         try:
             if says.delay:
@@ -332,9 +334,6 @@ class _Sending:
             return _say((StreamEvent(b"", failure=says.failure),))
         return _say((says.whole or StreamEvent(b"", failure=fails(Cause.MALFORMED)),))
 
-    def chunks(self) -> "_Chunks":
-        return _Chunks(self, list(self._says.steps))
-
     def progressed(self) -> None:
         self._limit = self._clock.monotonic() + self._timeouts.idle
         self._late = Cause.STALLED
@@ -343,7 +342,8 @@ class _Sending:
         self._limit = self._clock.monotonic() + seconds
         self._late = Cause.STALLED
 
-    async def more(self, steps: list[Step]) -> bytes:
+    async def more(self) -> bytes:
+        steps = self._steps
         while steps:
             step = steps.pop(0)
             if isinstance(step, Failure):
@@ -352,19 +352,7 @@ class _Sending:
                 await self._silence(step)
             else:
                 return _say((step,) if isinstance(step, StreamEvent) else step)
-        raise StopAsyncIteration
-
-
-class _Chunks:
-    def __init__(self, reply: _Sending, steps: list[Step]) -> None:
-        self._reply = reply
-        self._steps = steps
-
-    def __aiter__(self) -> "_Chunks":
-        return self
-
-    async def __anext__(self) -> bytes:
-        return await self._reply.more(self._steps)
+        return b""
 
 
 # ---------------------------------------------------------------------------- ports that remember

@@ -7,6 +7,8 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from gateway.core.ports import UpstreamReply
+
 Script = Callable[["Line"], Awaitable[None]]
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
@@ -106,3 +108,9 @@ async def upstream(script: Script) -> AsyncIterator[Upstream]:
         server.close()
         await server.wait_closed()
         await asyncio.sleep(0)
+
+
+async def pieces(reply: UpstreamReply) -> AsyncIterator[bytes]:
+    """The body as it comes."""
+    while data := await reply.more():
+        yield data

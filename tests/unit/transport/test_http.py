@@ -11,7 +11,7 @@ from gateway.clock import Deadline, SystemClock
 from gateway.core.ports import UpstreamRequest
 from gateway.core.target import Cause, Failed, Timeouts
 from gateway.transport.http import HttpTransport, _Sending
-from tests.unit.transport.raw import OK, STREAM, Line, Upstream, chunk, upstream, whole
+from tests.unit.transport.raw import OK, STREAM, Line, Upstream, chunk, pieces, upstream, whole
 
 FAST = Timeouts(connect=0.5, first_token=0.1, answer=0.1, idle=0.1)
 CLOCK = SystemClock()
@@ -88,7 +88,7 @@ async def test_a_stream_comes_as_it_is_read(transport: HttpTransport) -> None:
     async with upstream(script) as here:
         got = []
         async with send(transport, ask(here, stream=True)) as reply:
-            async for data in reply.chunks():
+            async for data in pieces(reply):
                 reply.progressed()
                 got.append(data)
         assert b"".join(got) == b"data: 0\n\ndata: 1\n\ndata: 2\n\n"
@@ -122,7 +122,7 @@ async def test_silence_before_content_ends_in_time(
         started = time.monotonic()
         with fails(cause):
             async with send(transport, ask(here, stream=stream), seconds=0.1) as reply:
-                async for _ in reply.chunks():
+                async for _ in pieces(reply):
                     pass
         assert time.monotonic() - started < 0.5
 
@@ -139,7 +139,7 @@ async def test_comments_for_ever_are_silence(transport: HttpTransport) -> None:
         started = time.monotonic()
         with fails(Cause.STALLED):
             async with send(transport, ask(here, stream=True)) as reply:
-                async for data in reply.chunks():
+                async for data in pieces(reply):
                     if b"content" in data:
                         reply.progressed()
         assert 0.08 < time.monotonic() - started < 0.5
@@ -156,7 +156,7 @@ async def test_comments_before_content_do_not_stop_the_clock(transport: HttpTran
     async with upstream(script) as here:
         with fails(Cause.FIRST_TOKEN):
             async with send(transport, ask(here, stream=True), seconds=0.1) as reply:
-                async for _ in reply.chunks():
+                async for _ in pieces(reply):
                     pass
 
 
@@ -173,7 +173,7 @@ async def test_a_slow_drip_of_content_is_no_silence(transport: HttpTransport) ->
     async with upstream(script) as here:
         count = 0
         async with send(transport, ask(here, stream=True), seconds=0.1) as reply:
-            async for data in reply.chunks():
+            async for data in pieces(reply):
                 reply.progressed()
                 count += data.count(b"data")
         assert count == 8
@@ -204,7 +204,7 @@ async def test_a_road_that_writes_does_not_trip_idle(transport: HttpTransport) -
     async with upstream(script) as here:
         got = b""
         async with send(transport, ask(here, stream=True)) as reply:
-            async for data in reply.chunks():
+            async for data in pieces(reply):
                 got += data
                 reply.progressed()
                 await asyncio.sleep(0.3)  # a caller that does not read: idle is 0.1
@@ -220,7 +220,7 @@ async def test_the_deadline_cuts_even_a_road_that_writes(transport: HttpTranspor
     async with upstream(script) as here:
         with fails(Cause.STALLED):
             async with send(transport, ask(here, stream=True), deadline=0.1) as reply:
-                async for _ in reply.chunks():
+                async for _ in pieces(reply):
                     reply.progressed()
                     await asyncio.sleep(5)
 
@@ -249,7 +249,7 @@ async def test_the_end_has_its_own_clock(transport: HttpTransport) -> None:
         slow = Timeouts(idle=5.0)
         with fails(Cause.STALLED):
             async with send(transport, ask(here, stream=True), timeouts=slow) as reply:
-                async for data in reply.chunks():
+                async for data in pieces(reply):
                     if b"finish" in data:
                         reply.progressed()
                         reply.ending(0.05)
@@ -419,7 +419,7 @@ async def test_a_cut_body_is_cut_stream(
     async with upstream(script) as here:
         with fails(Cause.CUT_STREAM):
             async with send(transport, ask(here, stream=stream)) as reply:
-                async for _ in reply.chunks():
+                async for _ in pieces(reply):
                     pass
 
 
@@ -479,7 +479,7 @@ async def test_a_caller_that_leaves_cuts_the_upstream_at_once(transport: HttpTra
 
     async def road() -> None:
         async with send(transport, ask(here, stream=True)) as reply:
-            async for _ in reply.chunks():
+            async for _ in pieces(reply):
                 reply.progressed()
                 reading.set()
 
@@ -530,7 +530,7 @@ async def test_leaving_early_does_not_reuse_the_connection(transport: HttpTransp
     async with upstream(script) as here:
         for _ in range(2):
             async with send(transport, ask(here, stream=True)) as reply:
-                async for _ in reply.chunks():
+                async for _ in pieces(reply):
                     break
         assert len(here.lines) == 2
 

@@ -9,7 +9,7 @@ from gateway.clock import Deadline, SystemClock
 from gateway.core.ports import UpstreamRequest
 from gateway.core.target import Cause, Failed, Timeouts
 from gateway.transport.http import HttpTransport
-from tests.unit.transport.raw import OK, STREAM, Line, chunk, upstream, whole
+from tests.unit.transport.raw import OK, STREAM, Line, chunk, pieces, upstream, whole
 
 CLOCK = SystemClock()
 TIMES = Timeouts(connect=0.5, first_token=0.5, answer=0.5, idle=0.5)
@@ -119,7 +119,7 @@ async def test_a_slow_reader_holds_the_upstream_up(transport: HttpTransport, odd
         async with transport.send(request, TIMES, 9, Deadline(CLOCK.monotonic() + 9)) as reply:
             await asyncio.sleep(0.3)
             assert sent < 20_000_000
-            async for data in reply.chunks():
+            async for data in pieces(reply):
                 reply.progressed()
                 size += len(data)
         assert size == 30_000_000
