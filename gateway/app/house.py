@@ -33,6 +33,7 @@ from gateway.pipeline.road import Road
 from gateway.pipeline.settle import Settle
 from gateway.pipeline.under_way import UnderWay
 from gateway.providers.registry import adapter
+from gateway.server.crew import ALIVE, Crew
 from gateway.server.doors import Current, Doors
 from gateway.server.facades.chat import ChatFacade
 from gateway.server.facades.embeddings import EmbeddingsFacade
@@ -44,7 +45,6 @@ from gateway.transport.http import HttpTransport
 from gateway.transport.key_sets import KeySets
 
 LOOK = 2.0  # seconds between looks at the file: inotify misses a ConfigMap's symlinks
-JITTER = random.Random()  # noqa: S311 - spreads cooldowns, guards nothing
 LAG = 0.25  # seconds between looks at the event loop's lag
 
 
@@ -56,11 +56,13 @@ class Wishes:
         admin_key: opens the admin listener.
         next_free: a taken port moves to the next free one.
         listeners: more ears, as the demo's.
+        crew: what this process shares with its siblings; None: it is the only one.
     """
 
     admin_key: Secret
     next_free: bool = False
     listeners: tuple[Listener, ...] = ()
+    crew: Crew | None = None
 
 
 class House:
@@ -113,12 +115,20 @@ class House:
         Raises:
             OSError: a port is taken or the state directory cannot be used.
         """
-        settings = self.snapshot.server
+        settings, crew = self.snapshot.server, self.wishes.crew
+        rng = random.Random()  # noqa: S311 - spreads cooldowns; made here: workers draw differently
         async with AsyncExitStack() as stack:
             self._stack = stack
             await self._simulate(self.snapshot)
             self.state = await stack.enter_async_context(
-                open_state(settings.state_dir, self.snapshot, self.clock, self.heard, JITTER)
+                open_state(
+                    settings.state_dir,
+                    self.snapshot,
+                    self.clock,
+                    self.heard,
+                    rng,
+                    crew.count if crew else 1,
+                )
             )
             self.transport = HttpTransport(self.clock)
             stack.push_async_callback(self.transport.close)
@@ -127,7 +137,12 @@ class House:
             await self._read_tokens(self.snapshot)
             self.queue = Queue(self.clock, settings.queue_length, settings.queue_bytes)
             self.state.limiter.on_room(self.queue.pump)
-            self.metrics = Metrics(version("llm-gateway"), self._gauges())
+            self.metrics = Metrics(
+                version("llm-gateway"),
+                self._gauges(),
+                crew.restarts if crew else 0,
+                crew.kept(crew.number) if crew else b"",
+            )
             self.metrics.use(self.snapshot, self.clock.now())
             alarm = Alarm(
                 self.transport, self.clock, lambda: self.snapshot.alerts.webhook, self.heard
@@ -141,6 +156,8 @@ class House:
             self._ears = tuple(listener.heard for listener in ears)
             self.readiness = Readiness(self.transport, self.clock, self.degraded)
             self.current = Current(self._furnish(self.snapshot))
+            if crew is not None and crew.restarts:
+                await self._learn_holds(crew)
             self.servers = await stack.enter_async_context(
                 Servers(
                     self.current,
@@ -148,6 +165,7 @@ class House:
                     self.clock,
                     admin_key=self.wishes.admin_key,
                     next_free=self.wishes.next_free,
+                    crew=crew,
                 )
             )
             self._tasks = await stack.enter_async_context(_Tasks(self.heard))
@@ -155,29 +173,53 @@ class House:
             self._tasks.start(self._watch_file())
             self._tasks.start(self._watch_lag())
             self._tasks.start(alarm.run())
-            self.heard(Lifecycle("started"))
+            if crew is not None:
+                self._tasks.start(self._say_alive(crew))
+            name = f"worker {crew.number}" if crew else ""
+            self.heard(Lifecycle("started", name))
             yield self
-            self.heard(Lifecycle("stopped"))
+            self.heard(Lifecycle("stopped", name))
 
     @property
     def in_flight(self) -> int:
         return self.servers.in_flight
 
-    def begin_drain(self) -> None:
+    async def _learn_holds(self, crew: Crew) -> None:
+        """What an operator holds open or closed stays so, whoever of us dies."""
+        answers = [said.told or {} for said in await crew.ask("/admin/chains")]
+        chains = [chain for told in answers for chain in told.get("chains", ())]
+        held = {
+            (row["target"], row["key"]): row["held"]
+            for chain in chains for row in chain["targets"] if "held" in row
+        }  # fmt: skip
+        for target in self.snapshot.targets.values():
+            if (target.name, target.key) in held:
+                self.state.health.force(target.id, held[target.name, target.key])
+
+    def begin_drain(self, lame_duck: float | None = None) -> None:
         """Not ready, still accepting; then finish what runs; `over` is set at the end.
 
-        A second call skips to the end (gateway.md 4.9).
+        A second call skips to the end (gateway.md 4.9). `lame_duck`: seconds, if not the file's.
         """
         if self.readiness.draining:
             self.servers.hurry()
             return
         self.readiness.drain()
         self.heard(Lifecycle("draining"))
-        self._tasks.start(self._drain())
+        self._tasks.start(self._drain(lame_duck))
 
-    async def _drain(self) -> None:
+    def begin_drain_of_all(self) -> None:
+        """This process, or by way of the supervisor every worker."""
+        if self.wishes.crew is None:
+            self.begin_drain()
+        else:
+            self.wishes.crew.tell("drain")
+
+    async def _drain(self, lame_duck: float | None) -> None:
         settings = self.snapshot.server
-        await self.servers.drain(settings.lame_duck, settings.drain)
+        await self.servers.drain(
+            settings.lame_duck if lame_duck is None else lame_duck, settings.drain
+        )
         self.over.set()
 
     def begin_reload(self) -> None:
@@ -195,7 +237,7 @@ class House:
                 loaded = await asyncio.to_thread(self.source.read)
             except ConfigError as error:
                 return self._refused(str(error))
-            if exposed := self._exposed(loaded.snapshot):
+            if exposed := self.exposed(loaded.snapshot):
                 return self._refused(exposed)
             await self._simulate(loaded.snapshot)
             await self._read_tokens(loaded.snapshot)
@@ -206,7 +248,7 @@ class House:
         self.problem = problem
         return self._told(Reloaded(self.snapshot.config, problem, self.clock.now()))
 
-    def _exposed(self, snapshot: Snapshot) -> str:
+    def exposed(self, snapshot: Snapshot) -> str:
         """Why this file must not be taken by a process that listens where it does; "" if it may.
 
         A file without keys is sound with a loopback `listen`, but ours was chosen at the start.
@@ -343,6 +385,11 @@ class House:
             stamp = await asyncio.to_thread(self.source.stamp)
             if stamp and stamp != self._stamp:
                 await self.reload()
+
+    async def _say_alive(self, crew: Crew) -> None:
+        while True:
+            crew.tell("alive")
+            await self.clock.sleep(ALIVE)
 
     async def _watch_lag(self) -> None:
         while True:

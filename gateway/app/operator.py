@@ -1,5 +1,6 @@
 """What operators see and may do: the admin listener's other side. No secret leaves here."""
 
+import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -35,7 +36,7 @@ class Inside(Protocol):
 
     async def reload(self) -> Reloaded: ...
 
-    def begin_drain(self) -> None: ...
+    def begin_drain_of_all(self) -> None: ...
 
 
 class Operator:
@@ -49,6 +50,7 @@ class Operator:
         ready, details = inside.readiness.answer(inside.snapshot)
         return {
             "version": version("llm-gateway"),
+            "pid": os.getpid(),
             "config": inside.snapshot.config,
             "ready": ready,
             **details,
@@ -97,6 +99,8 @@ class Operator:
             told |= {"breaker": "open", "probe_in_s": round(standing.open_until - now, 1)}
         elif standing.half_open:
             told["breaker"] = "half-open"
+        if held := self._inside.state.health.held(target.id):
+            told["held"] = held
         if standing.throttled_until > now:
             told["throttled_s"] = round(standing.throttled_until - now, 1)
         if standing.aside_until > now:
@@ -138,13 +142,19 @@ class Operator:
     def metrics(self) -> bytes:
         return self._inside.metrics.render()
 
+    def figures(self) -> bytes:
+        return self._inside.metrics.figures()
+
+    def summed(self, figures: Sequence[bytes], silent: Sequence[bytes]) -> bytes:
+        return self._inside.metrics.summed(figures, silent)
+
     async def reload(self) -> Mapping[str, Any]:
         done = await self._inside.reload()
         return {"config": done.config, "problem": done.problem, "note": done.note}
 
     async def drain(self) -> None:
         if not self._inside.readiness.draining:  # asked twice over HTTP is no hurry
-            self._inside.begin_drain()
+            self._inside.begin_drain_of_all()
 
     def breaker(self, target: str, to: Override) -> Mapping[str, Any] | None:
         mine = [t for t in self._inside.snapshot.targets.values() if target in {t.name, t.id}]

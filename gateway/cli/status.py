@@ -18,9 +18,12 @@ STYLES = {
     "draining": screen.WARN,
     "open": screen.BAD,
     "starting": screen.WARN,
+    "silent": screen.BAD,
 }
 
 
+LISTS = ("chains", "workers")
+WORKER = ("worker", "pid", "status", "config", "in_flight", "queue")
 COLUMNS = ("chain", "target", "key", "model", "breaker", "")
 
 
@@ -33,8 +36,12 @@ def command(*, admin_url: str, config: Path, as_json: bool) -> None:
     if as_json:
         say.as_json(told)
         return
-    rows = [(name, _cell(value)) for name, value in told.items() if name != "chains"]
+    rows = [(name, _cell(value)) for name, value in told.items() if name not in LISTS]
     screen.show(screen.table(("", ""), rows))
+    if workers := told.get("workers"):
+        say.data("")
+        cells = [[_cell(worker.get(name)) for name in WORKER] for worker in workers]
+        screen.show(screen.table(WORKER, cells))
     say.data("")
     targets = [row for chain in told.get("chains") or [] for row in _targets(chain)]
     screen.show(screen.table(COLUMNS, targets))
@@ -65,6 +72,10 @@ def _resting(target: Mapping[str, Any]) -> str:
         )
         if target.get(member)
     ]
+    if target.get("held"):
+        parts.append(f"held {target['held']}")
+    if target.get("workers"):
+        parts.append(f"in {target['workers']} of the workers")
     if target.get("lacks"):
         parts.append("lacks " + ", ".join(target["lacks"]))
     return " · ".join(parts)

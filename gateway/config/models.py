@@ -32,7 +32,7 @@ from gateway.config.nodes import Wrong
 from gateway.config.secrets import Hidden, expand
 from gateway.core.alerts import SpendRule
 from gateway.core.principal import Priority, Role
-from gateway.core.snapshot import ServerSettings
+from gateway.core.snapshot import MOST_WORKERS, ServerSettings
 from gateway.core.target import ABILITIES, WAY_ON, BreakerPolicy, Cause, Secret
 from gateway.core.usage import Cost
 
@@ -48,6 +48,7 @@ _CLAIM = re.compile(r"[!-~]{1,128}\Z", re.ASCII)
 ALGORITHMS = (  # asymmetric ones: whoever can check a token cannot make one
     *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"),
 )
+_read_workers = nodes.whole(1, MOST_WORKERS)
 _OURS = frozenset({"model", "messages", "stream"})  # members the gateway itself decides on
 _A_NAME = "a name has a-z, 0-9, dot, dash or underscore and at most 64 characters"
 
@@ -260,6 +261,15 @@ def _address(value: object, info: ValidationInfo) -> Address:
     return Address(host, int(port))
 
 
+def _workers(value: object) -> int | str:
+    found = nodes.scalar(value, "a whole number or auto")
+    if found.text == "auto":
+        return "auto"
+    if nodes.integer(found) is None:
+        raise Wrong("a whole number or auto is expected")
+    return _read_workers(value)
+
+
 def _cap(value: object) -> float:
     return float(nodes.number(value))
 
@@ -334,6 +344,13 @@ Day = Annotated[date, *_leaf(nodes.day, {"type": "string", "format": "date"})]
 Count = Annotated[int, *_whole(1, 1_000_000_000)]
 Small = Annotated[int, *_whole(1, 1_000_000)]
 Weight = Annotated[int, *_whole(1, 1_000_000)]
+Workers = Annotated[
+    int | Literal["auto"],
+    *_leaf(
+        _workers,
+        {"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": MOST_WORKERS}]},
+    ),
+]
 Anything = Annotated[Any, *_leaf(nodes.anything, {})]
 Cap = Annotated[float, *_leaf(_cap, {"type": "number"})]
 HiddenText = Annotated[Hidden, *_leaf(_hidden, _TEXT, lambda _: "…")]
@@ -390,6 +407,8 @@ class ServerSection(Section):
     """The API; anything but loopback needs `keys:` or `auth:`."""
     admin: Listen = Address(ServerSettings().admin_host, ServerSettings().admin_port)
     """Metrics and admin API; always needs a key."""
+    workers: Workers = ServerSettings().workers
+    """Processes that share the API port; auto is one for each core."""
     max_body: Size = ServerSettings().max_body
     """The largest request body; above it 413."""
     max_in_flight: Small = ServerSettings().max_in_flight

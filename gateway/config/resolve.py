@@ -495,6 +495,7 @@ class Resolver:
             port=server.listen.port,
             admin_host=server.admin.host,
             admin_port=server.admin.port,
+            workers=server.workers,
             max_body=server.max_body,
             max_in_flight=server.max_in_flight,
             queue_length=server.queue.length,

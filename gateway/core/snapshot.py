@@ -8,15 +8,21 @@ from gateway.core.alerts import Alerts
 from gateway.core.principal import Limits, Principal, Role
 from gateway.core.target import Chain, Leaf, Secret, Target
 
+MOST_WORKERS = 256
+
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """Listeners and bounds; seconds and bytes. A change needs a restart."""
+    """Listeners and bounds; seconds and bytes. A change needs a restart.
+
+    `workers`: processes that share the API port; auto is one for each core.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
     admin_host: str = "127.0.0.1"
     admin_port: int = 8081
+    workers: int | Literal["auto"] = 1
     max_body: int = 20 * 1024 * 1024
     max_in_flight: int = 2000
     queue_length: int = 256

@@ -1,18 +1,23 @@
-"""The admin port: reads and five verbs for operators. No configuration is written over HTTP."""
+"""The admin port: reads and verbs for operators. No configuration is written over HTTP.
+
+Of several workers each answers operators, with what its siblings say folded in.
+"""
 
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from hmac import compare_digest
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 from gateway.clock import Clock
 from gateway.core.principal import OPEN_TO
 from gateway.core.snapshot import ServerSettings
 from gateway.core.target import Secret
 from gateway.errors import InvalidRequest, NotAllowed, NotFound, Unauthenticated
+from gateway.server import merged
 from gateway.server.connection import Bounds
+from gateway.server.crew import PATIENCE, VERB_PATIENCE, Crew
 from gateway.server.desk import BOUNDS, Desk
 from gateway.server.doors import Admin, Current, Override
 from gateway.server.health import alive, readiness
@@ -36,6 +41,7 @@ class AdminDesk(Desk):
 
     Args:
         admin_key: GATEWAY_ADMIN_KEY; "" when only keys of role admin are taken.
+        crew: the way to siblings; None: there are none.
     """
 
     def __init__(
@@ -44,11 +50,13 @@ class AdminDesk(Desk):
         settings: ServerSettings,
         clock: Clock,
         admin_key: Secret,
+        crew: Crew | None = None,
         bounds: Bounds = BOUNDS,
     ) -> None:
         super().__init__(current, settings, clock, Table(ADMIN), bounds)
         self.most_body = MOST_BODY
         self.api_draining = False
+        self._crew = crew
         self._digest = hashlib.sha256(admin_key.reveal().encode()).digest() if admin_key else b""
         self._answers: dict[str, Callable[[Incoming, str, str], Awaitable[Answer]]] = {
             "status": self._status,
@@ -76,8 +84,7 @@ class AdminDesk(Desk):
         if route is None:
             raise self.table.missing(message.method, message.path)
         if route.handler == "metrics":
-            exposition = await asyncio.to_thread(doors.admin.metrics)
-            reply.whole(200, exposition, content_type=EXPOSITION)
+            reply.whole(200, await self._exposition(doors.admin), content_type=EXPOSITION)
             return
         query = message.path.partition("?")[2]
         told = await self._answers[route.handler](call, name, query)
@@ -112,33 +119,70 @@ class AdminDesk(Desk):
     def _admin(self) -> Admin:
         return self.current.doors.admin
 
+    async def _exposition(self, admin: Admin) -> bytes:
+        crew = self._crew
+        if crew is None:
+            return await asyncio.to_thread(admin.metrics)
+        said = await crew.ask("/metrics")
+        figures = [one.body for one in said if one.status == 200]
+        silent = [one.number for one in said if one.status != 200]
+
+        def add() -> bytes:
+            figures.append(own := admin.figures())
+            crew.keep(own)
+            return admin.summed(figures, [crew.kept(number) for number in silent])
+
+        return await asyncio.to_thread(add)
+
+    async def _with_siblings(
+        self,
+        fold: merged.Fold,
+        own: Answer,
+        target: str,
+        body: bytes | None = None,
+        patience: float = PATIENCE,
+    ) -> Answer:
+        """What the siblings answer to the same request, folded into our own answer."""
+        crew = self._crew
+        if crew is None:
+            return own
+        said = await crew.ask(target, body, patience)
+        return fold([(crew.number, own), *((one.number, one.told) for one in said)])
+
     async def _status(self, call: Incoming, name: str, query: str) -> Answer:
-        return self._admin.status()
+        return await self._with_siblings(merged.status, self._admin.status(), "/admin/status")
 
     async def _requests(self, call: Incoming, name: str, query: str) -> Answer:
         asked = parse_qs(query).get("limit", [str(LISTED)])[0]
         if not asked.isdecimal() or len(asked) > 6:
             raise InvalidRequest("'limit' must be a whole number.", param="limit")
         n = max(1, min(int(asked), MOST_LISTED))
-        return {"requests": list(self._admin.recent(n))}
+        own = {"requests": list(self._admin.recent(n))}
+        fold = merged.requests(n)
+        return await self._with_siblings(fold, own, f"/admin/requests?limit={n}")
 
     async def _request(self, call: Incoming, name: str, query: str) -> Answer:
         told = await self._admin.request(name)
+        if told is None and self._crew is not None:  # ended at a sibling, and not yet stored
+            said = await self._crew.ask(f"/admin/requests/{quote(name, safe='')}")
+            told = next((one.told for one in said if one.told is not None), None)
         if told is None:
             raise NotFound("No such request is remembered: it is unknown or too old.")
         return told
 
     async def _chains(self, call: Incoming, name: str, query: str) -> Answer:
-        return self._admin.chains()
+        return await self._with_siblings(merged.chains, self._admin.chains(), "/admin/chains")
 
     async def _limits(self, call: Incoming, name: str, query: str) -> Answer:
-        return self._admin.limits()
+        return await self._with_siblings(merged.limits, self._admin.limits(), "/admin/limits")
 
     async def _config(self, call: Incoming, name: str, query: str) -> Answer:
         return self._admin.config()
 
     async def _reload(self, call: Incoming, name: str, query: str) -> Answer:
-        return await self._admin.reload()
+        own = await self._admin.reload()
+        fold = merged.reload
+        return await self._with_siblings(fold, own, "/admin/reload", b"", VERB_PATIENCE)
 
     async def _drain(self, call: Incoming, name: str, query: str) -> Answer:
         await self._admin.drain()
@@ -158,4 +202,31 @@ class AdminDesk(Desk):
         told = self._admin.breaker(name, to)
         if told is None:
             raise NotFound("There is no such target.")
-        return told
+        target, body = f"/admin/breaker/{quote(name)}", json.dumps({"set": to})
+        return await self._with_siblings(merged.breaker, told, target, body)
+
+
+class PrivateDesk(AdminDesk):
+    """A worker's own door, for its siblings: without a key, and for this worker alone."""
+
+    def __init__(
+        self,
+        current: Current,
+        settings: ServerSettings,
+        clock: Clock,
+        keeper: Crew,
+        bounds: Bounds = BOUNDS,
+    ) -> None:
+        super().__init__(current, settings, clock, Secret(""), None, bounds)
+        self._keeper = keeper
+
+    async def _allow(self, call: Incoming, route: Route | None) -> None:
+        """Who can open the socket is this user."""
+
+    async def _exposition(self, admin: Admin) -> bytes:
+        def tell() -> bytes:
+            figures = admin.figures()
+            self._keeper.keep(figures)
+            return figures
+
+        return await asyncio.to_thread(tell)

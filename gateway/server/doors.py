@@ -45,12 +45,23 @@ class Admin(Protocol):
         """The exposition; called in a thread."""
         ...
 
+    def figures(self) -> bytes:
+        """The same for `summed`; called in a thread."""
+        ...
+
+    def summed(self, figures: Sequence[bytes], silent: Sequence[bytes]) -> bytes:
+        """The exposition of several workers; called in a thread.
+
+        `silent`: the last figures of those that do not answer, b"" if there are none.
+        """
+        ...
+
     async def reload(self) -> Mapping[str, Any]:
         """Read the configuration again; `{"config": ..., "problem": ""}`."""
         ...
 
     async def drain(self) -> None:
-        """Begin to drain; returns at once."""
+        """Begin to drain, every worker; returns at once."""
         ...
 
     def breaker(self, target: str, to: Override) -> Mapping[str, Any] | None:

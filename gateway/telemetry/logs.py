@@ -14,7 +14,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, Self, TextIO
 
@@ -40,6 +40,7 @@ KEPT = 4096  # lines waiting to be written; each holds its request until then
 FLUSH = 0.15  # seconds between two writes
 FOREIGN = 1_000  # records of third parties waiting
 FRAMES = 6  # of a traceback
+PIECE = 4096  # bytes a pipe takes at once, whoever else writes (PIPE_BUF)
 
 Line = dict[str, Any]
 
@@ -53,6 +54,7 @@ class RequestLog:
         out: where lines go.
         config: names the snapshot in force.
         kept: lines that may wait; more are dropped and counted.
+        shared: other processes write to `out` too; lines of up to PIECE bytes stay whole.
     """
 
     def __init__(
@@ -62,6 +64,8 @@ class RequestLog:
         out: TextIO | None = None,
         config: Callable[[], str] = str,
         kept: int = KEPT,
+        *,
+        shared: bool = False,
     ) -> None:
         self._clock = clock
         self._out = out if out is not None else sys.stdout
@@ -70,6 +74,7 @@ class RequestLog:
         self._silent = form == "none"
         self._config = config
         self._kept = kept
+        self._shared = shared
         self._waiting: deque[tuple[Event | Line, float, str]] = deque()
         self._wake = threading.Event()
         self._ended = False
@@ -123,8 +128,9 @@ class RequestLog:
         if not lines:
             return
         try:
-            self._out.write("".join(lines))
-            self._out.flush()
+            for text in _pieces(lines) if self._shared else ("".join(lines),):
+                self._out.write(text)
+                self._out.flush()
         except ValueError:
             self._silent = True  # closed
         except OSError as error:  # a full disk may have room again; a reader who left stays away
@@ -217,6 +223,20 @@ def foreign_line(record: logging.LogRecord) -> Line:
             for frame in traceback.extract_tb(record.exc_info[2])[-FRAMES:]
         ]
     return line
+
+
+def _pieces(lines: Iterable[str]) -> Iterator[str]:
+    """Whole lines, as many at a time as one write takes in one piece."""
+    held: list[str] = []
+    size = 0
+    for line in lines:
+        length = len(line.encode())
+        if held and size + length > PIECE:
+            yield "".join(held)
+            held, size = [], 0
+        held.append(line)
+        size += length
+    yield "".join(held)
 
 
 _LIFE = {"started": "start", "draining": "drain", "stopped": "stop"}

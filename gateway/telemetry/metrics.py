@@ -36,6 +36,7 @@ from gateway.core.events import (
 from gateway.core.snapshot import Snapshot
 from gateway.core.target import Cause
 from gateway.core.usage import NANO, Usage
+from gateway.telemetry import sums
 
 UNKNOWN: Final = "_unknown"
 OTHER: Final = "_other"
@@ -85,6 +86,7 @@ LIMIT_SCOPES = frozenset({"key", "user", "team", "session"})
 TOKEN_KINDS = ("input", "output", "cache_read", "cache_write", "reasoning")
 BREAKER = {"closed": 0, "half-open": 1, "open": 2}
 PATIENCE = 2.0  # seconds a scrape waits for the loop
+RESTARTS = "gateway_worker_restarts"
 MOST_OPS = 64  # distinct (backend, operation) pairs
 
 REQUEST_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0, 300.0)
@@ -210,12 +212,26 @@ class Metrics(Collector):
     Args:
         version: of the product, for `gateway_build_info`.
         gauges: what is looked up at each scrape.
+        restarts: how often a worker had to be started in the place of this one.
+        before: the last `figures` of the worker before this one.
     """
 
-    def __init__(self, version: str = "0", gauges: Gauges = NO_GAUGES) -> None:
+    def __init__(
+        self,
+        version: str = "0",
+        gauges: Gauges = NO_GAUGES,
+        restarts: int = 0,
+        before: bytes = b"",
+    ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self._version = version
         self._gauges = gauges
+        self._restarts = restarts
+        self._before = [
+            family
+            for family in sums.counted(sums.read(before))
+            if family.name != RESTARTS  # of these `restarts` is the whole number
+        ]
         self._config = ""
         self._chains: dict[str, ChainCell] = {UNKNOWN: ChainCell(())}
         self._direct: dict[str, tuple[str, ...]] = {}
@@ -291,6 +307,19 @@ class Metrics(Collector):
     def render(self) -> bytes:
         """The exposition, text format 0.0.4. Takes milliseconds: call it in a thread."""
         return generate_latest(self._registry)
+
+    def figures(self) -> bytes:
+        """What a sibling adds to its own, with what the worker before this one had counted."""
+        return sums.write(sums.add([sums.of(self.collect()), self._before]))
+
+    def summed(self, figures: Sequence[bytes], silent: Sequence[bytes]) -> bytes:
+        """The exposition of several workers.
+
+        Of those that do not answer only what they had counted is told: a sum never sinks.
+        """
+        unheard = sums.of([_of_workers(answering=0, silent=len(silent))])
+        gone = [sums.counted(sums.read(one)) for one in silent]
+        return sums.exposition(sums.add([*map(sums.read, figures), unheard, *gone]))
 
     # --- counting, inside the request's turn
 
@@ -398,6 +427,10 @@ class Metrics(Collector):
         yield from self._of_targets(targets)
         yield self._of_overhead()
         yield from self._of_the_house()
+        restarts = _counter(RESTARTS, "Workers started in the place of dead ones")
+        restarts.add_metric([], self._restarts)
+        yield restarts
+        yield _of_workers(answering=1, silent=0)
         yield from self._of_gauges()
 
     def _of_gauges(self) -> Sequence[Metric]:
@@ -485,6 +518,13 @@ class Metrics(Collector):
         build = _gauge("gateway_build_info", "What runs here", "version", "python", "config_hash")
         build.add_metric([self._version, platform.python_version(), self._config], 1)
         yield from (rejections, errors, alerts, ok, when, build)
+
+
+def _of_workers(*, answering: int, silent: int) -> Metric:
+    family = _gauge("gateway_workers", "Processes whose figures these are, or are not", "state")
+    family.add_metric(["answering"], answering)
+    family.add_metric(["silent"], silent)
+    return family
 
 
 def _fallbacks(cell: ChainCell, exchange: Exchange) -> None:

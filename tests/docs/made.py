@@ -74,7 +74,7 @@ ROOMS: Mapping[str, str] = {
     "telemetry": "listens to what the road says",
     "config": "from YAML to a frozen `Snapshot`, with every mistake at once",
     "client": "a small client of our own API, for the command line",
-    "server": "two listeners over aiohttp's parser; one boundary where failures are spelled",
+    "server": "two listeners over aiohttp's parser; one boundary of failures; several workers",
     "app": "wiring, reload and drain; what operators see; whether traffic may come",
     "core": "frozen types, and the doors rooms meet in",
     "wire": "JSON, server-sent events, the shapes of the public API",

@@ -6,10 +6,11 @@ from gateway.core.snapshot import ServerSettings
 from gateway.core.target import Chain, Retry
 from gateway.errors import RETRY_WORTH_WAITING
 from gateway.pipeline import answer, attempt, authenticate, estimate, plan, queue, tell
-from gateway.server import admin, hints
+from gateway.server import admin, crew, hints, workers
 from gateway.server.connection import Bounds
 from gateway.server.facades import chat, embeddings
 from gateway.state.embedded import health, ledger, stories
+from gateway.telemetry import logs
 from tests.docs.pages import page
 
 BOUNDS = Bounds()
@@ -52,7 +53,17 @@ PHRASES = {
         f"a body {BOUNDS.body:.0f} s, and 1 KiB a second after the first five",
         f"idle for {BOUNDS.keepalive:.0f} s",
     ),
-    "operations": (f"at most {admin.MOST_LISTED:,}", f"limit={admin.LISTED}"),
+    "workers": (
+        f"after {workers.HUNG:.0f} s without a sign of life",
+        f"after {workers.PAUSE[0]} to {workers.PAUSE[1]} s,",
+        f"at most {workers.MOST_PAUSE:.0f} s |",
+        f"sibling within {ledger.TIDY:.0f} s",
+        f"whole up to {logs.PIECE // 1024} KiB",
+    ),
+    "operations": (
+        f"at most {admin.MOST_LISTED:,}",
+        f"limit={admin.LISTED}",
+    ),
 }
 
 
@@ -81,6 +92,7 @@ WORDS = [
     ("ledger", "24 hours", stories.KEPT == 86_400),
     ("http", "1 KiB a second after the first five", BOUNDS.body_rate == 1024),
     ("http", "the first five", BOUNDS.body_grace == 5.0),
+    ("workers", "answer within a second", crew.PATIENCE == 1.0),
     ("quickstart", "`127.0.0.1:8080`", ServerSettings().port == 8080),
     ("quickstart", "`127.0.0.1:8081`", ServerSettings().admin_port == 8081),
 ]

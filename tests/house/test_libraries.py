@@ -16,7 +16,7 @@ WHERE = {
     "jwt": ("gateway/transport/tokens.py",),
     "msgspec": ("gateway/wire/json.py",),
     "orjson": ("gateway/wire/json.py",),
-    "prometheus_client": ("gateway/telemetry/metrics.py",),
+    "prometheus_client": ("gateway/telemetry/metrics.py", "gateway/telemetry/sums.py"),
     "pydantic": ("gateway/config/",),
     "pydantic_core": (),
     "redis": ("gateway/state/redis/",),
@@ -30,7 +30,11 @@ WHERE = {
 
 STANDARD = {
     "sqlite3": ("gateway/state/embedded/", "gateway/cli/serve.py"),  # serve: only its Error
-    "fcntl": ("gateway/state/journal.py",),
+    "fcntl": (
+        "gateway/state/journal.py",
+        "gateway/state/embedded/lease.py",
+        "gateway/server/workers.py",
+    ),
     "logging": ("gateway/telemetry/logs.py",),
     "time": ("gateway/clock.py",),
     "json": (),  # gateway/wire/json.py is the door

@@ -22,7 +22,6 @@ ELSEWHERE = {
     "gateway/cli/options.py": "tests/unit/cli/test_spend.py",
     "gateway/cli/remote.py": "tests/unit/cli/test_status.py",
     "gateway/cli/say.py": "tests/unit/cli/test_chat.py",
-    "gateway/cli/serve.py": "tests/end_to_end/test_start.py",
     "gateway/clock.py": "tests/integration/test_fallback.py",
     "gateway/core/attempt.py": "tests/unit/pipeline/test_attempt.py",
     "gateway/core/events.py": "tests/unit/telemetry/test_logs.py",

@@ -23,6 +23,8 @@ from typing import Any, Self
 ROOT = Path(__file__).parent.parent.parent
 LOOK = 0.002  # seconds between looks at a log or a child
 PATIENCE = 20.0  # seconds a gateway may take to come up or to end
+ADMIN_KEY = "admin-key-of-the-tests"
+_ADMIN = re.compile(r"^  admin +http://127\.0\.0\.1:(\d+) ", re.MULTILINE)
 _API = re.compile(r"^  API +http://127\.0\.0\.1:(\d+)/v1 .*\n(?:.*\n)*\n", re.MULTILINE)
 
 
@@ -58,6 +60,13 @@ class Gateway:
         assert told.startswith(b"HTTP/1.1 200 "), told
         return port
 
+    @property
+    def admin_port(self) -> int:
+        """Where operators ask; it is told once it is up."""
+        found = _ADMIN.search(self.log)
+        assert found is not None
+        return int(found[1])
+
     def signal(self, number: signal.Signals) -> None:
         if self.code is None:
             os.kill(self.pid, number)
@@ -83,6 +92,7 @@ class Nursery:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.processes"],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={**os.environ, "GATEWAY_ADMIN_KEY": ADMIN_KEY},
         )  # fmt: skip
         try:
             self._hear()

@@ -251,6 +251,11 @@ class LocalHealth:
             self._move(seat, wanted, "by an operator")
         return True
 
+    def held(self, target_id: str) -> Literal["open", "closed"] | None:
+        """What an operator holds a target's breaker at."""
+        seat = self._seats.get(target_id)
+        return None if seat is None else seat.forced
+
     def breakers(self) -> list[Breaker]:
         """All of them, in order of the configuration."""
         now = self._now()

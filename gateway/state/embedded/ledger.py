@@ -19,7 +19,7 @@ from gateway.wire import json
 
 SHIP = 0.1  # seconds between shipments
 SYNC = 1.0
-TIDY = 15.0  # orphans of siblings
+TIDY = 10.0  # orphans of siblings
 CLEAN = 600.0
 CLEANED = 5_000  # rows removed in one transaction
 DAY = 86_400

@@ -19,12 +19,15 @@ from gateway.state.embedded.accounts import SqliteAccounts
 from gateway.state.embedded.alerts import LOOK, SpendWatch
 from gateway.state.embedded.health import LocalHealth
 from gateway.state.embedded.keys import POLL, EmbeddedKeys
+from gateway.state.embedded.lease import Lease
 from gateway.state.embedded.ledger import CLEAN, SHIP, SYNC, TIDY, EmbeddedLedger
 from gateway.state.embedded.sqlite import FILE, Store, prepare
 from gateway.state.embedded.stories import WRITE, Stories
 from gateway.state.journal import Journal
 from gateway.state.slices import TICK, Slices
 from gateway.state.spare import Spare
+
+CLEANER = "cleaner.lock"  # of several workers one forgets what is old, for all
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ async def open_state(
     folder = Path(dir)
     prepare(folder)
     store, shared = Store(folder), Store(folder)
+    cleaner = Lease(folder / CLEANER)
     try:
         try:
             await store.run(lambda _: None)
@@ -89,24 +93,30 @@ async def open_state(
             spare = Spare(accounts, clock, workers, lambda why: heard(trouble(why)))
             limiter = Slices(spare, worker, clock)
             state = EmbeddedState(limiter, ledger, keys, health, stories, watch, worker, recovered)
+
+            async def clean() -> None:
+                if cleaner.taken():
+                    await ledger.clean()
+                    await stories.clean()
+                    await accounts.tidy()
+                    await watch.look_at_all()
+
             async with _Chores(clock, heard) as chores:
                 chores.every(TICK, limiter.tick)
-                chores.every(CLEAN, accounts.tidy)
                 chores.every(SHIP, ledger.ship)
                 chores.every(SYNC, ledger.sync)
                 chores.every(TIDY, ledger.recover)
-                chores.every(CLEAN, ledger.clean)
+                chores.every(CLEAN, clean)
                 chores.every(POLL, keys.poll)
                 chores.every(WRITE, stories.write)
-                chores.every(CLEAN, stories.clean)
                 chores.every(LOOK, watch.look)
-                chores.every(CLEAN, watch.look_at_all)
                 yield state
             await limiter.leave()
             await stories.write()
         finally:
             await ledger.leave()
     finally:
+        cleaner.close()
         await shared.close()
         await store.close()
 

@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
@@ -17,6 +17,7 @@ T = TypeVar("T")
 FILE = "gateway.sqlite3"
 BUSY = 5.0  # seconds to wait for another process's write
 PATIENCE = 100  # tries of 50 ms to enter WAL, where SQLite itself does not wait
+CHECKPOINTS = 20  # tries of 50 ms to checkpoint where a sibling does
 HOPELESS = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY}  # no use trying
 
 _pause = threading.Event()  # never set: waiting on it is a pause
@@ -69,7 +70,10 @@ def connect(folder: Path) -> sqlite3.Connection:
     """Open, make or bring up to date; the caller closes it. Belongs to the thread it is used in."""
     prepare(folder)
     path = folder / FILE
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    with suppress(FileExistsError):  # one that is there must not be opened and closed by hand:
+        # that would drop every lock this process has on it, as POSIX wants, and a sibling that
+        # closes would take the log away from under our other connections
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     db = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
     try:
         _enter_wal(db)
@@ -120,9 +124,18 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 
 def harden(db: sqlite3.Connection) -> bool:
-    """Put what was committed on the platter; False: a reader or writer was in the way."""
-    (busy, _, _) = db.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
-    return not busy
+    """Put what was committed on the platter; False: a reader or writer was in the way.
+
+    For those SQLite waits, but not for a sibling that is doing just this: then no page is told.
+    """
+    for left in reversed(range(CHECKPOINTS)):
+        (busy, pages, _) = db.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+        if not busy:
+            return True
+        if pages >= 0 or not left:
+            break
+        _pause.wait(0.05)
+    return False
 
 
 def migrate(db: sqlite3.Connection) -> None:

@@ -7,7 +7,8 @@ import pytest
 from gateway.core.snapshot import ServerSettings
 from gateway.core.target import Secret
 from gateway.server.connection import Bounds
-from gateway.server.serve import PortTaken, Servers
+from gateway.server.listen import PortTaken
+from gateway.server.serve import Servers
 from tests.integration.server.rig import Gateway, ask, chat, dial, gateway, get, post
 
 SHORT = Bounds(head=0.15, keepalive=0.4)

@@ -40,6 +40,24 @@ def test_status_shows_chains_and_breakers(run: Run, gateway: FakeGateway) -> Non
     assert "rate limited for 3 s" in done.stdout
 
 
+def test_status_shows_each_worker_and_what_only_some_of_them_see(
+    run: Run, gateway: FakeGateway
+) -> None:
+    (chain,) = STATUS["chains"]
+    gpt = {**chain["targets"][0], "held": "open", "workers": 2}
+    workers = [
+        {"worker": 1, "pid": 4711, "config": "0123456789ab", "status": "ready", "in_flight": 3,
+         "queue": 0},
+        {"worker": 2, "status": "silent"},
+    ]  # fmt: skip
+    told = {**STATUS, "workers": workers, "silent": [2], "chains": [{**chain, "targets": [gpt]}]}
+    gateway.says("/admin/status", told)
+    shown = run("status", "--admin-url", gateway.url).stdout.splitlines()
+    assert any(line.split() == ["1", "4711", "ready", "0123456789ab", "3", "0"] for line in shown)
+    assert any(line.split() == ["2", "silent"] for line in shown)
+    assert any("held open · in 2 of the workers" in line for line in shown)
+
+
 def test_status_as_json(run: Run, gateway: FakeGateway) -> None:
     gateway.says("/admin/status", STATUS)
     assert json.loads(run("status", "--json", "--admin-url", gateway.url).stdout) == STATUS

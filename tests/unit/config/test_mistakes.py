@@ -95,6 +95,14 @@ CASES = {
         ["f:4:19 not valid YAML: a comma or a closing bracket is missing"],
     ),
     "control character": (BASE + "a: \x07\n", ["f:5:4 a character YAML forbids"]),
+    "no workers": (
+        BASE + "server: {workers: 0}\n",
+        ["f:5:19 server.workers — must be from 1 to 256"],
+    ),
+    "some workers": (
+        BASE + "server: {workers: some}\n",
+        ["f:5:19 server.workers — a whole number or auto is expected"],
+    ),
     "redis of another kind": (
         BASE + f"state: {{redis: 'http://:{CANARY}@h:6379'}}\n",
         [f"f:5:16 state.redis — {REDIS}"],

@@ -15,6 +15,13 @@ def snapshot(text: str, **env: str) -> Snapshot:
     return load_text(text, "f", env).snapshot
 
 
+def test_workers_are_a_number_or_auto() -> None:
+    chains = "chains: {c: [s/m]}\n"
+    assert snapshot(SIM + chains).server.workers == 1
+    assert snapshot(SIM + chains + "server: {workers: 16}\n").server.workers == 16
+    assert snapshot(SIM + chains + "server: {workers: auto}\n").server.workers == "auto"
+
+
 def test_provider_keys_make_targets_of_one_name() -> None:
     found = snapshot(
         """

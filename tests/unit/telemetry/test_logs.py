@@ -23,7 +23,7 @@ from gateway.core.events import (
 from gateway.core.target import Cause
 from gateway.core.usage import NANO
 from gateway.errors import UpstreamFailed
-from gateway.telemetry.logs import RequestLog
+from gateway.telemetry.logs import PIECE, RequestLog
 from gateway.wire import json
 from tests.support.clock import ManualClock
 from tests.unit.telemetry.stories import CANARY, CLAUDE, GPT, exchange
@@ -55,6 +55,18 @@ def test_a_request_is_one_line():
     assert [a["outcome"] for a in line["attempts"]] == ["first_token", "ok"]
     assert line["tokens"]["output"] == 20
     assert (line["cost_usd"], line["config"]) == ("0.00012", "abc123")
+
+
+def test_beside_other_processes_each_write_is_whole_lines_that_a_pipe_takes_at_once():
+    made, out = log(shared=True)
+    writes = []
+    out.write = writes.append
+    for size in (300, 5_000, 300, 2_000, 2_500, 100):
+        made.say({"level": "info", "event": "log", "message": "x" * size})
+    made.flush()
+    assert len([line for text in writes for line in text.splitlines()]) == 6
+    assert all(text.endswith("\n") for text in writes)
+    assert [len(text) <= PIECE for text in writes] == [True, False, True, True]
 
 
 @pytest.mark.parametrize("form", ["json", "text"])

@@ -68,6 +68,8 @@ NAMES = {
     "gateway_event_loop_lag_seconds": (),
     "gateway_config_reload_success": (),
     "gateway_config_last_reload_timestamp_seconds": (),
+    "gateway_workers": ("state",),
+    "gateway_worker_restarts_total": (),
     "gateway_build_info": ("config_hash", "python", "version"),
 }
 ALERT = SpendAlert(Mover("search-prod", "u_1", 5, 1, 7), date(2027, 1, 15), SpendRule())

@@ -2,6 +2,9 @@
 
 import os
 import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,11 @@ from gateway.state.embedded import sqlite
 from gateway.state.embedded.sqlite import FILE, Store, connect, look, migrate, transaction
 
 CHANGES = list(Path(sqlite.__file__).with_name("schema").glob("*.sql"))
+SIBLING = """
+import pathlib, sys
+from gateway.state.embedded.sqlite import connect
+connect(pathlib.Path(sys.argv[1])).close()
+"""
 
 
 def test_the_folder_and_its_files_are_for_their_owner_only(tmp_path: Path) -> None:
@@ -76,3 +84,10 @@ async def test_work_is_done_in_order_in_one_thread_that_is_not_the_loops(tmp_pat
     with pytest.raises(sqlite3.OperationalError):
         await store.run(lambda db: db.execute("SELECT * FROM nothing").fetchall())
     await store.close()
+
+
+def test_a_second_connection_does_not_cost_the_first_its_locks(tmp_path: Path) -> None:
+    """Or a sibling that closes thinks it is the last, and takes away the log we write to."""
+    with closing(connect(tmp_path)), closing(connect(tmp_path)):
+        subprocess.run([sys.executable, "-c", SIBLING, str(tmp_path)], check=True, timeout=20)
+        assert (tmp_path / f"{FILE}-wal").exists()
