@@ -15,8 +15,10 @@ from typing import Self
 from gateway.clock import Clock
 from gateway.core.events import Event, StateTrouble
 from gateway.core.snapshot import Snapshot
+from gateway.state.claims import GLANCE
 from gateway.state.embedded.accounts import SqliteAccounts
 from gateway.state.embedded.alerts import LOOK, SpendWatch
+from gateway.state.embedded.answers import RENEW, EmbeddedAnswers
 from gateway.state.embedded.health import LocalHealth
 from gateway.state.embedded.keys import POLL, EmbeddedKeys
 from gateway.state.embedded.ledger import CLEAN, SHIP, SYNC, TIDY, EmbeddedLedger
@@ -37,6 +39,7 @@ class EmbeddedState:
     health: LocalHealth
     stories: Stories
     watch: SpendWatch
+    answers: EmbeddedAnswers
     worker: str
     recovered: int
 
@@ -88,7 +91,10 @@ async def open_state(
             trouble = partial(StateTrouble, "embedded", "limits")
             spare = Spare(accounts, clock, workers, lambda why: heard(trouble(why)))
             limiter = Slices(spare, worker, clock)
-            state = EmbeddedState(limiter, ledger, keys, health, stories, watch, worker, recovered)
+            answers = EmbeddedAnswers(store, clock, heard)
+            state = EmbeddedState(
+                limiter, ledger, keys, health, stories, watch, answers, worker, recovered
+            )
             async with _Chores(clock, heard) as chores:
                 chores.every(TICK, limiter.tick)
                 chores.every(CLEAN, accounts.tidy)
@@ -101,6 +107,9 @@ async def open_state(
                 chores.every(CLEAN, stories.clean)
                 chores.every(LOOK, watch.look)
                 chores.every(CLEAN, watch.look_at_all)
+                chores.every(RENEW, answers.renew)
+                chores.every(GLANCE, answers.look)
+                chores.every(CLEAN, answers.clean)
                 yield state
             await limiter.leave()
             await stories.write()
