@@ -36,6 +36,42 @@ class Deadline:
         return max(0.0, self.at - clock.monotonic())
 
 
+class Bell:
+    """Many may wait for something to happen, each until a moment of its own."""
+
+    __slots__ = ("_waiting",)
+
+    def __init__(self) -> None:
+        self._waiting: list[asyncio.Future[bool]] = []
+
+    def ring(self) -> None:
+        """It has happened: everybody who waits now goes on."""
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            _answer(waiter, rung=True)
+
+    @property
+    def awaited(self) -> bool:
+        return bool(self._waiting)
+
+    async def heard(self, clock: Clock, until: float) -> bool:
+        """Wait for the next ring; False: `until` (monotonic seconds) came first."""
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        cancel = clock.call_at(until, lambda: _answer(waiter, rung=False))
+        try:
+            return await waiter
+        finally:
+            cancel()
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+
+
+def _answer(waiter: asyncio.Future[bool], *, rung: bool) -> None:
+    if not waiter.done():
+        waiter.set_result(rung)
+
+
 class SystemClock:
     """The machine's clock; `call_at` needs a running event loop."""
 

@@ -8,8 +8,10 @@ The tree (status, type; what a client should do):
         Unauthenticated 401 authentication_error
         NotAllowed 403 permission_error
         NotFound 404 not_found_error
+        CallEnded 409, KeyReused 422 invalid_request_error - of an Idempotency-Key
         TooLarge 413, UnsupportedEncoding 415 invalid_request_error
       Shed - come back at retry_after; x-should-retry: true up to 60 s
+        InProgress 409 invalid_request_error - the same request is still being answered
         RateLimited 429 rate_limit_error - also a chain whose targets were rate limited
         Overloaded 503 overloaded_error - draining, no healthy target, store lost
       UpstreamFailed 502 upstream_error - x-should-retry: false, we already tried
@@ -142,6 +144,22 @@ class SlowRequest(RequestRejected):
     default_code = "request_timeout"
 
 
+class CallEnded(RequestRejected):
+    """Its caller ended it by DELETE."""
+
+    status = 409
+    type = "invalid_request_error"
+    default_code = "request_ended"
+
+
+class KeyReused(RequestRejected):
+    """An Idempotency-Key stands for another request."""
+
+    status = 422
+    type = "invalid_request_error"
+    default_code = "idempotency_key_reused"
+
+
 class TooLarge(RequestRejected):
     status = 413
     type = "invalid_request_error"
@@ -158,6 +176,14 @@ class Shed(GatewayError):
     """Nothing is wrong with the request: come back."""
 
     retryable = True
+
+
+class InProgress(Shed):
+    """The first request under this Idempotency-Key is still being answered."""
+
+    status = 409
+    type = "invalid_request_error"
+    default_code = "idempotency_in_progress"
 
 
 class RateLimited(Shed):

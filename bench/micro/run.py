@@ -41,18 +41,23 @@ from gateway.core.usage import Usage
 from gateway.pipeline.admit import Admit
 from gateway.pipeline.attempt import Attempts, Panic
 from gateway.pipeline.authenticate import Authenticate
+from gateway.pipeline.detached import Detached
 from gateway.pipeline.estimate import Outputs, caller_demands, target_demands
 from gateway.pipeline.facts import gather
 from gateway.pipeline.plan import Planner, Sources
 from gateway.pipeline.queue import Queue
+from gateway.pipeline.recall import Recall
 from gateway.pipeline.road import Road
 from gateway.pipeline.settle import Settle
 from gateway.pipeline.tell import answer_headers, note
+from gateway.pipeline.under_way import UnderWay
 from gateway.providers.registry import adapter
 from gateway.server.facades.chat import ChatFacade
 from gateway.server.hints import read_head
 from gateway.state.accounts import Book
+from gateway.state.embedded.answers import EmbeddedAnswers
 from gateway.state.embedded.health import LocalHealth
+from gateway.state.embedded.sqlite import Store
 from gateway.state.journal import Journal
 from gateway.state.slices import Slices
 from gateway.telemetry.logs import as_json
@@ -203,7 +208,7 @@ def _journal() -> Iterator[Step]:
 
 def _settle(limiter: Slices, journal: Journal) -> Settle:
     health = LocalHealth(CLOCK, deaf, random.Random(1))
-    return Settle(limiter, journal, health, Outputs(), CLOCK, deaf)  # type: ignore[arg-type]
+    return Settle(limiter, journal, health, Outputs(), UnderWay(), CLOCK, deaf)  # type: ignore[arg-type]
 
 
 def _ended(id: str) -> Attempt:
@@ -282,7 +287,7 @@ def _road(transport: Transport) -> Road:
     metrics = Metrics("0")
     metrics.use(SNAPSHOT)
     planner = _planner(limiter, outputs)
-    settle = Settle(limiter, journal, health, outputs, CLOCK, metrics.heard)  # type: ignore[arg-type]
+    settle = Settle(limiter, journal, health, outputs, UnderWay(), CLOCK, metrics.heard)  # type: ignore[arg-type]
     adapters = {target.id: adapter(target) for target in SNAPSHOT.targets.values()}
     attempt = Attempts(
         adapters, transport, limiter, journal, health, outputs, planner, settle, Panic(), CLOCK,
@@ -290,7 +295,9 @@ def _road(transport: Transport) -> Road:
     )  # type: ignore[arg-type]  # fmt: skip
     admit = Admit(limiter, outputs, Queue(CLOCK, 256, 1 << 26), planner, CLOCK)
     authenticate = Authenticate(Nobody(), CLOCK)  # type: ignore[arg-type]
-    return Road(FACADE, SNAPSHOT, CLOCK, authenticate, planner, admit, attempt, settle)
+    answers = EmbeddedAnswers(Store(FOLDER), CLOCK, deaf)
+    recall = Recall(answers, {}, Detached(CLOCK), admit, attempt, settle, CLOCK, SNAPSHOT)
+    return Road(FACADE, SNAPSHOT, CLOCK, authenticate, planner, recall, admit, attempt, settle)
 
 
 if __name__ == "__main__":

@@ -25,10 +25,12 @@ from gateway.core.target import Secret, Target
 from gateway.pipeline.admit import Admit
 from gateway.pipeline.attempt import Attempts, Panic
 from gateway.pipeline.authenticate import Authenticate
+from gateway.pipeline.detached import Detached
 from gateway.pipeline.estimate import Outputs, target_demands
 from gateway.pipeline.facts import allowed
 from gateway.pipeline.plan import Planner, Sources
 from gateway.pipeline.queue import Queue
+from gateway.pipeline.recall import Flights, Recall
 from gateway.pipeline.road import Road
 from gateway.pipeline.settle import Settle
 from gateway.pipeline.under_way import UnderWay
@@ -84,6 +86,8 @@ class House:
         self.panic = Panic()
         self.outputs = Outputs()
         self.under_way = UnderWay()
+        self.flights: Flights = {}
+        self.detached = Detached(clock)
         self.lag = 0.0
         self.problem = ""  # of the last reload
         self.over = asyncio.Event()  # the drain is done
@@ -135,6 +139,7 @@ class House:
             errands = await stack.enter_async_context(_Tasks(self.heard))
             self.key_sets = KeySets(self.transport, self.clock, self.heard, errands.start)
             await self._read_tokens(self.snapshot)
+            await stack.enter_async_context(self.detached)
             self.queue = Queue(self.clock, settings.queue_length, settings.queue_bytes)
             self.state.limiter.on_room(self.queue.pump)
             self.metrics = Metrics(
@@ -203,6 +208,7 @@ class House:
         """
         if self.readiness.draining:
             self.servers.hurry()
+            self.detached.hurry()
             return
         self.readiness.drain()
         self.heard(Lifecycle("draining"))
@@ -217,9 +223,10 @@ class House:
 
     async def _drain(self, lame_duck: float | None) -> None:
         settings = self.snapshot.server
-        await self.servers.drain(
-            settings.lame_duck if lame_duck is None else lame_duck, settings.drain
-        )
+        lame = settings.lame_duck if lame_duck is None else lame_duck
+        end = self.clock.monotonic() + lame + settings.drain
+        await self.servers.drain(lame, settings.drain)
+        await self.detached.drain(max(0.0, end - self.clock.monotonic()))
         self.over.set()
 
     def begin_reload(self) -> None:
@@ -334,15 +341,26 @@ class House:
         if self._tokens is not None and snapshot.issuers:
             tokens = self._tokens(snapshot, self.key_sets, clock)
         authenticate = Authenticate(state.keys, clock, tokens)
+        recall = Recall(
+            state.answers,
+            self.flights,
+            self.detached,
+            admit,
+            attempt,
+            settle,
+            clock,
+            snapshot,
+        )
 
         def road(facade: Facade) -> Road:
-            return Road(facade, snapshot, clock, authenticate, plan, admit, attempt, settle)
+            return Road(facade, snapshot, clock, authenticate, plan, recall, admit, attempt, settle)
 
         return Doors(
             chat=road(ChatFacade()),
             embeddings=road(EmbeddingsFacade()),
             models=lambda principal: allowed(principal, snapshot),
             authenticate=authenticate,
+            end=recall.end,
             heard=self.heard,
             ready=lambda: self.readiness.answer(self.snapshot),
             admin=Operator(self),

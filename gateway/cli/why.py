@@ -168,6 +168,8 @@ def _tail(story: Mapping[str, Any]) -> Iterator[Text]:
         parts.append(f"finished: {story['finish_reason']}")
     if parts:
         yield Text(" · ".join(parts))
+    if told := recalled(story):
+        yield Text(told)
     if story.get("error"):
         scope = f" (the limit of {story['scope']})" if story.get("scope") else ""
         after = story.get("retry_after_ms")
@@ -176,6 +178,20 @@ def _tail(story: Mapping[str, Any]) -> Iterator[Text]:
     if story.get("path"):
         yield screen.words("path   ", path_words(str(story["path"])))
     yield screen.words((f"config {story.get('config', '')}", screen.FAINT))
+
+
+def recalled(story: Mapping[str, Any]) -> str:
+    """Where an answer was that nobody had to be asked for, and whether its caller may leave."""
+    parts = [
+        {
+            "hit": "from the cache",
+            "shared": "shared with an identical request",
+            "miss": "not in the cache",
+        }.get(str(story.get("cache")), ""),
+        "told again under the caller's own key" if story.get("replayed") else "",
+        "detached from its caller" if story.get("detached") else "",
+    ]
+    return " · ".join(part for part in parts if part)
 
 
 def path_words(path: str) -> str:

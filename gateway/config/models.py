@@ -31,6 +31,7 @@ from gateway.config import nodes
 from gateway.config.nodes import Wrong
 from gateway.config.secrets import Hidden, expand
 from gateway.core.alerts import SpendRule
+from gateway.core.kept import CacheScope
 from gateway.core.principal import Priority, Role
 from gateway.core.snapshot import MOST_WORKERS, ServerSettings
 from gateway.core.target import ABILITIES, WAY_ON, BreakerPolicy, Cause, Secret
@@ -602,6 +603,17 @@ Step = Annotated[
 Onward = Annotated[str, *_leaf(_onward, _TEXT)]
 
 
+class CacheSection(Section):
+    """Answers that are given again to identical requests."""
+
+    exact: SomeTime | None = None
+    """How long an answer is kept; not said: only requests under way share one."""
+    scope: Annotated[CacheScope, *_words("user", "key", "team")] = "user"
+    """Who shares answers: a user (else the key), the key, or the team."""
+    join: Truth = True
+    """Wait for the answer of an identical request that is under way on this worker."""
+
+
 class ChainSection(ChainClocks):
     """A public model name. A list is short for `{try: [...]}`."""
 
@@ -613,11 +625,18 @@ class ChainSection(ChainClocks):
     """What differs from the table of causes: next, stop, or a chain to go on with."""
     max_cost_usd: Dollars | None = None
     """Dollars a request; a target that cannot stay under it is skipped."""
+    cache: CacheSection | None = None
+    """Give an answer again, to the same caller and an identical request."""
 
     @model_validator(mode="before")
     @classmethod
     def _short(cls, value: object) -> object:
         return {"try": value} if isinstance(value, list) else value
+
+
+Right = Annotated[
+    Literal["cache", "skip", "target", "trace"], *_words("cache", "skip", "target", "trace")
+]
 
 
 class Wait(Section):
@@ -653,10 +672,8 @@ class Tier(Section):
         Discriminator(_kind_of_full),
     ] = "reject"
     """reject, or {wait: 5s}."""
-    may: list[Annotated[Literal["skip", "target", "trace"], *_words("skip", "target", "trace")]] = (
-        Field(default_factory=list)
-    )
-    """Rights: skip targets by header, name single targets, ask for a trace."""
+    may: list[Right] = Field(default_factory=list)
+    """Rights: skip targets by header, name single targets, ask for a trace, refresh the cache."""
 
     @property
     def wait(self) -> float:

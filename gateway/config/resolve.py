@@ -16,6 +16,7 @@ from gateway.config.mistakes import Mistake, Path, nearest, no_model, no_such
 from gateway.config.models import (
     AlertsSection,
     BreakerSection,
+    CacheSection,
     CallerLimits,
     ChainClocks,
     ClockSection,
@@ -40,6 +41,7 @@ from gateway.core.target import (
     AccountKind,
     AccountScope,
     BreakerPolicy,
+    Cache,
     Cause,
     Chain,
     Leaf,
@@ -230,6 +232,10 @@ class Resolver:
                 self._say("at least one step is expected", "chains", name, "try")
             for path, key, reference in self._references(name):
                 self._check_reference(reference, path, key=key)
+            if chain.cache is not None and chain.cache.exact is None and not chain.cache.join:
+                self._say(
+                    "neither exact: nor join: there is nothing to do", "chains", name, "cache"
+                )
             for cause, onward in chain.on.items():
                 self._check_onward(cause, onward, "chains", name, "on", cause)
 
@@ -625,6 +631,7 @@ class Resolver:
                 made,
                 on={cause: self._way(onward) for cause, onward in section.on.items()},
                 max_cost=section.max_cost_usd,
+                cache=_cache(section.cache),
             )
         return self._chains[name]
 
@@ -719,6 +726,12 @@ class Resolver:
         )
         expires = prices.midnight(key.expires) + _DAY if key.expires else None
         return DeclaredKey(key.name, key.hash, principal, expires)
+
+
+def _cache(section: CacheSection | None) -> Cache | None:
+    if section is None:
+        return None
+    return Cache(section.exact or 0.0, section.scope, section.join)
 
 
 def accounts(scope: AccountScope, name: str, limits: Limits) -> tuple[Account, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from gateway.core.kept import Recalled
 from gateway.core.plan import Facts, Plan, Skip
 from gateway.core.principal import Principal
 from gateway.core.target import Account, Cause, Failure, Target
@@ -75,16 +76,17 @@ class Attempt:
 class Exchange:
     """The one mutable object of a request, from its head to its settlement.
 
-    `waited` is seconds spent in the queue, `paused` those before retries; `dropped` the members
-    left out on the way to the target that answers; `skips` every target that was passed over, in
-    order, each once; `held_for` the target whose accounts its reservation holds from the start.
+    `waited` is seconds spent in the queue, `paused` those before retries or for another's answer;
+    `dropped` the members left out on the way to the target that answers; `skips` every target that
+    was passed over, in order, each once; `held_for` the target whose accounts its reservation
+    holds from the start.
     """
 
     __slots__ = (
-        "api", "attempts", "chain_name", "dropped", "ended", "error", "facts", "finish_reason",
-        "finished", "headroom", "held_for", "id", "paused", "plan", "planned", "principal",
-        "reservation", "settled", "skips", "started", "status", "streaming", "told", "trail",
-        "waited",
+        "api", "attempts", "chain_name", "detached", "dropped", "ended", "error", "facts",
+        "finish_reason", "finished", "headroom", "held_for", "id", "paused", "plan", "planned",
+        "principal", "recalled", "reservation", "settled", "skips", "started", "status",
+        "streaming", "told", "trail", "waited",
     )  # fmt: skip
 
     def __init__(self, id: str, api: str, started: float) -> None:
@@ -106,6 +108,8 @@ class Exchange:
         self.waited = 0.0
         self.paused = 0.0
         self.streaming = False
+        self.recalled: Recalled | None = None
+        self.detached = False  # it is settled by a task of its own, not by its caller's
         self.finish_reason: str | None = None
         self.finished = False  # the caller has the whole answer
         self.error: GatewayError | None = None

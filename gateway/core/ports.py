@@ -19,6 +19,7 @@ from gateway.core.attempt import (
     StreamEvent,
 )
 from gateway.core.events import Event
+from gateway.core.kept import Ending, Held, Kept, Owner
 from gateway.core.plan import Standing
 from gateway.core.principal import Credential, Principal
 from gateway.core.request import Hints, Request
@@ -152,6 +153,65 @@ class Health(Protocol):
     def withdraw(self, target: Target) -> bool:
         """Take 1 from the retry budget; False: it is empty, do not retry."""
         ...
+
+
+class Claim(Protocol):
+    """The right to answer under a caller's key; renewed until one of its ends. None of them waits.
+
+    Who lost it meanwhile (its process stood still for longer than the lease) keeps nothing.
+    """
+
+    def keep(self, kept: Kept) -> None:
+        """The answer: whoever asks again gets it, for a day."""
+        ...
+
+    def release(self) -> None:
+        """There is no answer: whoever asks next may try."""
+        ...
+
+    def on_end(self, end: Callable[[], None]) -> None:
+        """Call `end` when the caller ends it by DELETE, on whichever worker that comes in."""
+        ...
+
+
+class Drawer(Protocol):
+    """What is kept for one owner. Bound to it when made: no method takes a tenant."""
+
+    async def get(self, name: str, seconds: float) -> Kept | None:
+        """What was put under `name` in the last `seconds`."""
+        ...
+
+    def put(self, name: str, kept: Kept, seconds: float) -> None:
+        """Keep for `seconds`, instead of what was there. Never waits."""
+        ...
+
+    async def claim(self, name: str, fingerprint: bytes, *, detached: bool) -> Claim | Kept | Held:
+        """The right to answer, the answer that is there, or why there is neither.
+
+        `fingerprint` tells requests under the same name apart; a `detached` one may be ended.
+
+        Raises:
+            gateway.errors.Overloaded: `store_unavailable`.
+        """
+        ...
+
+    async def changed(self, name: str, until: float) -> None:
+        """Wait until it is worth to claim again, at most until then (monotonic seconds)."""
+        ...
+
+    async def end(self, name: str) -> Ending | None:
+        """End what is answered under `name` if that is detached; None: there is no such name.
+
+        Raises:
+            gateway.errors.Overloaded: `store_unavailable`.
+        """
+        ...
+
+
+class Answers(Protocol):
+    """Kept answers, of the exact cache and of callers' own keys (gateway.md 3.10)."""
+
+    def of(self, owner: Owner) -> Drawer: ...
 
 
 class UpstreamRequest(json.Struct, frozen=True):

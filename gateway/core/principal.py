@@ -51,7 +51,7 @@ class Principal:
             issuer and user.
         user: whom a token was made out to; None: the caller's word counts.
         chains: the names it may call, in order of the file; None: all.
-        rights: of skip, target, trace.
+        rights: of cache, skip, target, trace.
         accounts: the key's and the team's limits.
         default_max_tokens: the output bound of callers who state none.
         wait: seconds a request may wait for a slot; 0: refused at once.
@@ -76,5 +76,5 @@ class Principal:
         object.__setattr__(self, "told", told)
 
 
-LOCAL = Principal("local", rights=frozenset({"skip", "target", "trace"}))
+LOCAL = Principal("local", role="agent", rights=frozenset({"cache", "skip", "target", "trace"}))
 """Every caller of a gateway without keys, which therefore listens on loopback only."""

@@ -30,6 +30,9 @@ class Hints:
     trace: bool = False
     traceparent: str | None = None
     client_retry: bool = False  # x-stainless-retry-count > 0: a client's own retry
+    idempotency_key: str | None = None
+    detach: bool = False  # the call goes on when its caller has left
+    cache: Literal["off", "refresh"] | float | None = None  # a number: seconds
 
     @property
     def plain(self) -> bool:

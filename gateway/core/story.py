@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.core.attempt import Attempt, Exchange
+from gateway.core.kept import Recalled
 from gateway.core.plan import Skip
 from gateway.core.usage import Usage
 from gateway.errors import GatewayError
@@ -58,10 +59,25 @@ def _tell(exchange: Exchange, now: float, config: str) -> dict[str, Any]:
         told["ttft_ms"] = round((served.first_content - started) * 1000)
         if served.usage is not None:
             told["tokens"] = attempts[-1]["tokens"]  # the last served
+    if exchange.recalled is not None:
+        told |= _recalled(exchange.recalled)
+    if exchange.detached:
+        told["detached"] = True
     if exchange.finish_reason is not None:
         told["finish_reason"] = exchange.finish_reason
     if exchange.error is not None:
         told |= _refusal(exchange.error)
+    return told
+
+
+def _recalled(recalled: Recalled) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    if recalled.cache:
+        told["cache"] = recalled.cache
+    if recalled.replayed:
+        told["replayed"] = True
+    if recalled.kept is not None and recalled.kept.target:
+        told["target"] = recalled.kept.target
     return told
 
 

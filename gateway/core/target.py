@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import Literal
 
+from gateway.core.kept import CacheScope
 from gateway.core.usage import Price
 from gateway.wire import json
 
@@ -311,6 +312,21 @@ Step = Leaf | OneOf
 
 
 @dataclass(frozen=True, slots=True)
+class Cache:
+    """Which answers of a chain are given again.
+
+    Args:
+        seconds: how long an answer is kept; 0: only those under way are shared.
+        scope: who shares them: a user (else the key), the key, or the team.
+        join: whether requests wait for the answer of an identical one that is under way.
+    """
+
+    seconds: float
+    scope: CacheScope = "user"
+    join: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Chain:
     """A public model name and its steps; nested chains are already part of the steps.
 
@@ -326,6 +342,7 @@ class Chain:
     on: Mapping[Cause, "Literal['next', 'stop'] | Chain"] = field(default_factory=dict)
     max_cost: int | None = None
     midstream: Literal["error"] = "error"
+    cache: Cache | None = None
     targets: tuple[Target, ...] = field(init=False)  # every target, each once
     fixed: tuple[tuple[Leaf, Target], ...] | None = field(init=False)  # the order, if none is drawn
 

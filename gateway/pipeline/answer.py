@@ -32,11 +32,11 @@ class Answer(Protocol):
     def __aiter__(self) -> AsyncIterator[Sequence[StreamEvent]]: ...
 
 
-class Whole:
-    """A body that is here."""
+class Ready:
+    """An answer that is here, in one batch."""
 
-    def __init__(self, event: StreamEvent) -> None:
-        self._events: Sequence[StreamEvent] | None = (event,)
+    def __init__(self, *events: StreamEvent) -> None:
+        self._events: Sequence[StreamEvent] | None = events
 
     def __aiter__(self) -> AsyncIterator[Sequence[StreamEvent]]:
         return self

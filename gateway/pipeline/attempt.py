@@ -27,7 +27,7 @@ from gateway.core.target import (
 )
 from gateway.core.usage import in_force
 from gateway.errors import GatewayError
-from gateway.pipeline.answer import Answer, Streaming, Whole
+from gateway.pipeline.answer import Answer, Ready, Streaming
 from gateway.pipeline.backoff import after_hint, jitter
 from gateway.pipeline.estimate import Outputs, target_demands
 from gateway.pipeline.onward import onward
@@ -449,7 +449,7 @@ class _Walk(AbstractAsyncContextManager[Answer]):
             told = trace(self._exchange, self._steps.snapshot, self._steps.clock)
             wire = json.join(json.split(event.wire) | {"gateway": json.raw(told)})
             event = event._replace(wire=wire)
-        return Whole(event)
+        return Ready(event)
 
     def _filtered(self, event: StreamEvent) -> Failure | None:
         """An answer that a filter stopped before any content, where `on` sends it elsewhere."""

@@ -30,6 +30,7 @@ def gather(call: Call, principal: Principal, request: Request, snapshot: Snapsho
         raise NotAllowed(f"A key of role '{principal.role}' may not call models: use a client's.")
     if hints is not NO_HINTS:
         _rights(hints, principal)
+        _detachable(hints, principal)
     if principal.user is not None:
         _same_user(principal.user, hints.user, request.user)
     chain = _chain(request.model, principal, snapshot)
@@ -42,6 +43,11 @@ def gather(call: Call, principal: Principal, request: Request, snapshot: Snapsho
         chain = direct
     if hints.skip:
         _known(hints.skip, snapshot)
+    if hints.cache not in {None, "off"} and chain.cache is None:
+        raise InvalidRequest(
+            f"x-gateway-cache: the chain '{chain.name}' has no cache (chains.*.cache).",
+            param="x-gateway-cache",
+        )
     deadline = chain.deadline if hints.deadline is None else min(chain.deadline, hints.deadline)
     user = principal.user or hints.user or request.user
     return Facts(
@@ -103,6 +109,25 @@ def _chain(model: str, principal: Principal, snapshot: Snapshot) -> Chain:
     )
 
 
+def _detachable(hints: Hints, principal: Principal) -> None:
+    """A call that outlives its caller needs somebody who asks for the answer by its key."""
+    if not hints.detach:
+        return
+    if principal.role != "agent":
+        raise NotAllowed(
+            f"The header x-gateway-detach needs a key of role 'agent'; this one is a"
+            f" '{principal.role}'.",
+            code="override_not_allowed",
+            param="x-gateway-detach",
+        )
+    if hints.idempotency_key is None:
+        raise InvalidRequest(
+            "x-gateway-detach needs an Idempotency-Key: without one nobody could ask for the"
+            " answer.",
+            param="idempotency-key",
+        )
+
+
 def _rights(hints: Hints, principal: Principal) -> None:
     """Headers that widen need a right; without it they are refused, never ignored."""
     asked = (
@@ -110,6 +135,7 @@ def _rights(hints: Hints, principal: Principal) -> None:
         ("x-gateway-skip", bool(hints.skip), "skip"),
         ("x-gateway-fallback", not hints.fallback, "skip"),
         ("x-gateway-trace", hints.trace, "trace"),
+        ("x-gateway-cache", hints.cache not in {None, "off"}, "cache"),
     )
     for header, used, right in asked:
         if used and right not in principal.rights:

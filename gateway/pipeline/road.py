@@ -12,6 +12,7 @@ from gateway.pipeline.attempt import Attempts
 from gateway.pipeline.authenticate import Authenticate
 from gateway.pipeline.facts import gather
 from gateway.pipeline.plan import Planner
+from gateway.pipeline.recall import Recall
 from gateway.pipeline.settle import INTERNAL, Settle
 from gateway.pipeline.tell import answer_headers, early_headers, note, tell
 
@@ -25,6 +26,7 @@ class Road:
     clock: Clock
     authenticate: Authenticate
     plan: Planner
+    recall: Recall
     admit: Admit
     attempt: Attempts
     settle: Settle
@@ -48,10 +50,14 @@ class Road:
                 keepalive = facts.chain.keepalive
                 reply.expect(voice, keepalive, lambda: early_headers(exchange, self.snapshot))
             exchange.plan = self.plan.first(facts)
-            taken = self.admit.at_once(exchange)
-            exchange.reservation = await self.admit(exchange) if taken is None else taken
-            exchange.planned = self.clock.monotonic()
-            async with self.attempt(exchange) as answer:
+            if facts.hints.idempotency_key is None and facts.chain.cache is None:
+                taken = self.admit.at_once(exchange)
+                exchange.reservation = await self.admit(exchange) if taken is None else taken
+                exchange.planned = self.clock.monotonic()
+                answering = self.attempt(exchange)
+            else:  # a stored or shared answer, or a call of its own
+                answering = self.recall(exchange)
+            async with answering as answer:
                 exchange.status = 200
                 await reply.start(answer_headers(exchange, self.snapshot, self.clock), voice)
                 async for events in answer:
@@ -66,5 +72,6 @@ class Road:
             exchange.status = INTERNAL
             raise
         finally:
-            self.settle(exchange)
-            self.admit.over(exchange)
+            if not exchange.detached:
+                self.settle(exchange)
+                self.admit.over(exchange)

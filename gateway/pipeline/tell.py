@@ -11,10 +11,12 @@ from typing import Any
 
 from gateway.clock import Clock
 from gateway.core.attempt import Attempt, Exchange, Headroom
+from gateway.core.kept import Recalled
 from gateway.core.plan import Skip
 from gateway.core.snapshot import Snapshot
 from gateway.core.story import story
 from gateway.core.target import Cause, Failure
+from gateway.core.usage import NOTHING
 from gateway.errors import (
     RETRY_WORTH_WAITING,
     GatewayError,
@@ -54,6 +56,8 @@ def answer_headers(exchange: Exchange, snapshot: Snapshot, clock: Clock) -> dict
     if served is not None:
         headers["x-gateway-target"] = served.target.name
         headers["x-gateway-model"] = served.target.model
+    if exchange.recalled is not None:
+        _recalled(headers, exchange.recalled)
     if exchange.dropped:
         headers["x-gateway-dropped"] = ",".join(exchange.dropped)
     if exchange.attempts and (served is None or served.closed):
@@ -85,7 +89,13 @@ def note(exchange: Exchange, clock: Clock) -> bytes:
 
 
 def tell(error: GatewayError, exchange: Exchange, snapshot: Snapshot, clock: Clock) -> GatewayError:
-    """The error with everything the road knows of it: attempts, headers, the trace if wanted."""
+    """The error with everything the road knows of it: attempts, headers, the trace if wanted.
+
+    Told twice, the first counts: a detached call tells it before its caller does.
+    """
+    if exchange.error is error:
+        exchange.status = error.status
+        return error
     exchange.error = error
     exchange.status = error.status
     error.request_id = exchange.id
@@ -274,6 +284,19 @@ def _times(exchange: Exchange, clock: Clock) -> tuple[int, int | None, int, str]
         first = int((served.first_content - began) * 1000 + 0.5)
     told = f"{own * 1000:.2f}" if own > 0.0 else "0.00"
     return int(exchange.waited * 1000 + 0.5), first, int(total * 1000 + 0.5), told
+
+
+def _recalled(headers: dict[str, str], recalled: Recalled) -> None:
+    """Whether the answer was there already; if so, who gave it, and that it is free."""
+    if recalled.cache:
+        headers["x-gateway-cache"] = recalled.cache
+    if recalled.replayed:
+        headers["idempotency-replayed"] = "true"
+    if (kept := recalled.kept) is not None:
+        if kept.target:
+            headers["x-gateway-target"] = kept.target
+            headers["x-gateway-model"] = kept.model
+        headers["x-gateway-cost-usd"] = NOTHING.dollars()
 
 
 def _limits(headers: dict[str, str], headroom: Sequence[Headroom]) -> None:

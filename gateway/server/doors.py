@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from gateway.core.events import Event
+from gateway.core.kept import Ending
 from gateway.core.ports import Call, Reply
 from gateway.core.principal import Principal
+from gateway.core.request import Hints
 
 Override = Literal["open", "closed", "auto"]
 
@@ -77,6 +79,7 @@ class Doors:
         chat, embeddings: a road each.
         models: the names a caller may use, in order.
         authenticate: who calls; raises a GatewayError.
+        end: end the call under an Idempotency-Key of the caller's; None: there is none.
         heard: told of requests the road never saw.
         ready: whether traffic may come, and the details for `/readyz`.
         admin: the admin port's other side.
@@ -87,6 +90,7 @@ class Doors:
     embeddings: Walk
     models: Callable[[Principal], Sequence[str]]
     authenticate: Callable[[Call], Awaitable[Principal]]
+    end: Callable[[Principal, Hints, str], Awaitable[Ending | None]]
     heard: Callable[[Event], None]
     ready: Callable[[], tuple[bool, Mapping[str, Any]]]
     admin: Admin

@@ -5,6 +5,7 @@ import asyncio
 from gateway.clock import Clock
 from gateway.core.attempt import Exchange
 from gateway.core.principal import Principal
+from gateway.core.request import Hints
 from gateway.core.snapshot import ServerSettings
 from gateway.errors import GatewayError, NotFound, Overloaded
 from gateway.server.connection import Bounds
@@ -16,6 +17,7 @@ from gateway.server.lane import Asked, head_of
 from gateway.server.models import model_list, one_model
 from gateway.server.reply import Outgoing
 from gateway.server.routes import PUBLIC, Route, Table
+from gateway.wire import json
 
 GONE = 499  # the caller left before it was answered
 
@@ -76,7 +78,11 @@ class Edge(Desk):
                 raise self.table.missing(message.method, message.path)
             if not route.admits(principal.role):
                 raise route.refused(principal.role)
-            reply.whole(200, _models(doors, principal, route, name))
+            if route.handler == "end":
+                body = await _end(doors, principal, call.hints, name)
+            else:
+                body = _models(doors, principal, route, name)
+            reply.whole(200, body)
             status = 200
         except GatewayError as failure:
             status, error = failure.status, failure
@@ -119,3 +125,14 @@ def _models(doors: Doors, principal: Principal, route: Route, name: str) -> byte
         code="model_not_found",
         param="model",
     )
+
+
+async def _end(doors: Doors, principal: Principal, hints: Hints, key: str) -> bytes:
+    ending = await doors.end(principal, hints, key)
+    if ending is None:
+        raise NotFound(
+            "There is no request with this Idempotency-Key: it is over, was never sent, or is"
+            " another caller's.",
+            param="idempotency-key",
+        )
+    return json.dumps({"object": "request", "idempotency_key": key, "state": ending})

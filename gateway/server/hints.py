@@ -27,6 +27,7 @@ _DURATION = re.compile(
 _MONEY = re.compile(rb"(\d{1,9})(?:\.(\d{1,9}))?", re.ASCII)
 _NAME = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._/#:-]{0,127}")
 _TAG = re.compile(rb"([A-Za-z0-9._-]{1,64})=([\x21-\x2b\x2d-\x3c\x3e-\x7e]{1,64})")
+_KEY = re.compile(rb"[\x20-\x7e]{1,255}")
 _VISIBLE = re.compile(rb"[\x20-\x7e]{1,256}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -123,7 +124,7 @@ def _key(header: str) -> Read:
 
 
 def _wish(header: str, name: str, understand: Callable[[bytes], Any], form: str) -> Read:
-    """Reads one `x-gateway-*` header; `understand` gives None for junk."""
+    """Reads one header that asks for something; `understand` gives None for junk."""
 
     def read(head: Head, value: bytes) -> None:
         understood = understand(value)
@@ -173,6 +174,14 @@ def _one_name(value: bytes) -> str | None:
 
 def _text(value: bytes) -> str | None:
     return value.decode() if _VISIBLE.fullmatch(value) else None
+
+
+def _idempotency_key(value: bytes) -> str | None:
+    return value.decode() if _KEY.fullmatch(value) else None
+
+
+def _cache(value: bytes) -> str | float | None:
+    return value.decode() if value in {b"off", b"refresh"} else duration(value)
 
 
 def _word(**words: object) -> Callable[[bytes], Any]:
@@ -241,5 +250,13 @@ READERS: dict[bytes, Read] = {
         ("x-gateway-target", "target", _one_name, "the name of a target"),
         ("x-gateway-fallback", "fallback", _word(off=False), "off"),
         ("x-gateway-trace", "trace", _word(_1=True), "1"),
+        (
+            "idempotency-key",
+            "idempotency_key",
+            _idempotency_key,
+            "1 to 255 printable ASCII characters",
+        ),
+        ("x-gateway-detach", "detach", _word(_1=True), "1"),
+        ("x-gateway-cache", "cache", _cache, "off, refresh, or a duration such as 5m"),
     )
 }

@@ -54,6 +54,7 @@ PUBLIC: tuple[Route, ...] = (
     *_everywhere("POST", "/embeddings", "embeddings", "embeddings"),
     *_everywhere("GET", "/models", "models", "_other"),
     *_everywhere("GET", "/models/{id...}", "model", "_other"),
+    *_everywhere("DELETE", "/requests/{key...}", "end", "_other"),
     Route("POST", "/openai/deployments/{model}/chat/completions", "client", "chat", "chat"),
     Route("POST", "/openai/deployments/{model}/embeddings", "client", "embeddings", "embeddings"),
     Route("GET", "/", "anyone", "hello"),

@@ -349,7 +349,8 @@ class Metrics(Collector):
             if served is not None and served.first_content is not None:
                 cell.first.observe(served.first_content - exchange.started)
                 if exchange.finished:
-                    self._answered(cell, exchange, served.target.name, passed - waited)
+                    own = passed - waited - exchange.paused
+                    self._answered(cell, exchange, served.target.name, own)
             if exchange.planned:
                 self._planning.observe(max(0.0, exchange.planned - exchange.started - waited))
         if exchange.trail:

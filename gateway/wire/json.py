@@ -55,6 +55,18 @@ def join(members: Mapping[str, Raw]) -> bytes:
     return _encoder.encode(members)
 
 
+def squeezed(data: bytes) -> bytes:
+    """The same JSON without white space between its parts; every other byte is kept.
+
+    Raises:
+        JSONError: not JSON.
+    """
+    try:
+        return msgspec.json.format(data, indent=-1)
+    except BROKEN as error:
+        raise JSONError(_reason(error)) from None
+
+
 def raw(value: Any) -> Raw:
     """A member made of a Python value: the only way a `Raw` may be made."""
     return Raw(orjson.dumps(value))

@@ -6,15 +6,21 @@ from typing import Protocol
 
 import pytest
 
-from gateway.core.ports import Ledger, Limiter
+from gateway.clock import SystemClock
+from gateway.core.ports import Answers, Ledger, Limiter
 from gateway.state.accounts import Book
 from gateway.state.embedded.accounts import SqliteAccounts
+from gateway.state.embedded.answers import RENEW, EmbeddedAnswers
 from gateway.state.embedded.ledger import EmbeddedLedger
 from gateway.state.embedded.sqlite import Store
 from gateway.state.journal import Journal
+from gateway.state.redis.answers import RedisAnswers
+from gateway.state.redis.connect import Link
 from gateway.state.spare import Spare
 from tests.support.clock import ManualClock
+from tests.support.fakes import FakeAnswers
 from tests.support.limits import Dead, Inline, owned
+from tests.support.redis import RedisServer
 
 LIMITERS: dict[str, Callable[[ManualClock], Limiter]] = {
     "memory": lambda clock: owned(Book(clock), clock),
@@ -90,5 +96,164 @@ class EmbeddedBooks:
 @pytest.fixture(params=["embedded"])
 async def books(tmp_path: Path) -> AsyncIterator[Books]:
     found = EmbeddedBooks(tmp_path / "state")
+    yield found
+    await found.close()
+
+
+class Shelves(Protocol):
+    """A store of kept answers, and workers that use it at the same time."""
+
+    clock: ManualClock
+
+    def worker(self) -> Answers:
+        """One more worker."""
+        ...
+
+    def kill(self, worker: Answers) -> None:
+        """It is never heard of again."""
+        ...
+
+    async def pass_(self, seconds: float) -> None:
+        """So much time passes; workers that live do what their owners have them do."""
+        ...
+
+    async def written(self) -> None:
+        """Whatever was handed over is in the store."""
+        ...
+
+
+DAY = 86_400.0
+
+
+class EmbeddedShelves:
+    def __init__(self, folder: Path) -> None:
+        self.clock = ManualClock()
+        self._folder = folder
+        self._stores: list[Store] = []
+        self._workers: list[EmbeddedAnswers] = []
+
+    def worker(self) -> Answers:
+        store = Store(self._folder)
+        self._stores.append(store)
+        self._workers.append(EmbeddedAnswers(store, self.clock, lambda _: None))
+        return self._workers[-1]
+
+    def kill(self, worker: Answers) -> None:
+        self._workers = [one for one in self._workers if one is not worker]
+
+    async def pass_(self, seconds: float) -> None:
+        end = self.clock.monotonic() + seconds
+        while (left := end - self.clock.monotonic()) > 0:
+            self.clock.advance(min(RENEW, left) if seconds < DAY / 2 else left)
+            for worker in self._workers:
+                await worker.renew()
+                await worker.look()
+                await worker.clean()
+
+    async def written(self) -> None:
+        for store in self._stores:
+            await store.run(lambda _: None)
+
+    async def close(self) -> None:
+        for store in self._stores:
+            await store.close()
+
+
+PASSES = """
+for _, name in ipairs(redis.call('KEYS', '*')) do
+  local left = redis.call('PTTL', name) - ARGV[1]
+  if left <= 0 then
+    redis.call('DEL', name)
+  else
+    redis.call('PEXPIRE', name, left)
+    if redis.call('TYPE', name).ok == 'zset' then
+      for _, member in ipairs(redis.call('ZRANGE', name, 0, -1)) do
+        redis.call('ZINCRBY', name, -ARGV[1], member)
+      end
+    elseif redis.call('HEXISTS', name, 'at') == 1 then
+      redis.call('HINCRBY', name, 'at', -ARGV[1])
+    end
+  end
+end
+"""
+"""Redis' clock cannot be put forward: everything that it remembers is put back."""
+
+
+class RedisShelves:
+    def __init__(self, server: RedisServer) -> None:
+        self.clock = ManualClock()
+        self._server = server
+        self._links: list[Link] = []
+        self._every: list[RedisAnswers] = []
+        self._workers: list[RedisAnswers] = []
+
+    def worker(self) -> Answers:
+        link = Link(self._server.url, SystemClock(), lambda _: None)
+        self._links.append(link)
+        local = FakeAnswers(self.clock)
+        self._every.append(RedisAnswers(link, local, self.clock, lambda _: None))
+        self._workers.append(self._every[-1])
+        return self._every[-1]
+
+    def kill(self, worker: Answers) -> None:
+        self._workers = [one for one in self._workers if one is not worker]
+
+    async def pass_(self, seconds: float) -> None:
+        end = self.clock.monotonic() + seconds
+        while (left := end - self.clock.monotonic()) > 0:
+            step = min(RENEW, left) if seconds < DAY / 2 else left
+            self.clock.advance(step)
+            await self._links[0].call("EVAL", PASSES, 0, round(step * 1000))
+            for worker in self._workers:
+                await worker.renew()
+                await worker.look()
+
+    async def written(self) -> None:
+        for worker in self._every:
+            await worker.leave()
+
+    async def close(self) -> None:
+        await self.written()
+        for link in self._links:
+            await link.close()
+
+
+class FakeShelves:
+    """The fake that the road's own tests stand on keeps the same promises."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self._workers: list[FakeAnswers] = []
+
+    def worker(self) -> Answers:
+        rows = self._workers[0].rows if self._workers else None
+        self._workers.append(FakeAnswers(self.clock, rows))
+        return self._workers[-1]
+
+    def kill(self, worker: Answers) -> None:
+        assert isinstance(worker, FakeAnswers)
+        worker.dead = True
+
+    async def pass_(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        for worker in self._workers:
+            worker.renew()
+
+    async def written(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.fixture(params=["embedded", "fake", "redis"])
+async def shelves(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Shelves]:
+    if request.param == "redis":
+        with RedisServer(tmp_path / "redis") as server:
+            far = RedisShelves(server)
+            yield far
+            await far.close()
+        return
+    found = EmbeddedShelves(tmp_path / "state") if request.param == "embedded" else FakeShelves()
     yield found
     await found.close()

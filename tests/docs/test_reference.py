@@ -31,6 +31,7 @@ COMPUTED = {
     "failure.cause.value": {cause.value for cause in WAY_ON},
     "_code(failures)": {cause.value for cause in WAY_ON} | {"chain_exhausted"},
     "code": {"deadline_exceeded"},
+    "told['code']": set(),  # what was raised before, told again
 }
 OF_OTHERS = "codes.get(failure.cause) or (code if isinstance(code, str) and code else None)"
 CLIENT = "gateway/client/http.py"  # raises again what it was told
@@ -108,7 +109,9 @@ def spoken() -> set[str]:
         if path.name in {"hints.py", "credential.py", "incoming.py", "facts.py"}:
             continue
         text = path.read_text()
-        for name in re.findall(r"(x-[a-z-]+|server-timing|retry-after(?:-ms)?)", text):
+        for name in re.findall(
+            r"(x-[a-z-]+|server-timing|idempotency-replayed|retry-after(?:-ms)?)", text
+        ):
             if name.endswith("-"):
                 if name.count("-") == 3:  # x-ratelimit-limit-{sort}
                     found |= {f"{name}requests", f"{name}tokens"}

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
 
-from gateway.clock import Clock, Deadline
+from gateway.clock import Bell, Clock, Deadline
 from gateway.core.attempt import Attempt, Exchange, Line, Opening, StreamEvent
 from gateway.core.events import Event, RequestEnded
+from gateway.core.kept import Ending, Held, Kept, Owner
 from gateway.core.plan import WELL, Facts, Standing, State
 from gateway.core.ports import UpstreamRequest, Voice
 from gateway.core.principal import LOCAL, Credential, Principal
@@ -27,9 +28,11 @@ from gateway.errors import GatewayError, Overloaded
 from gateway.pipeline.admit import Admit
 from gateway.pipeline.attempt import Attempts, Panic
 from gateway.pipeline.authenticate import Authenticate
+from gateway.pipeline.detached import Detached
 from gateway.pipeline.estimate import Outputs, target_demands
 from gateway.pipeline.plan import Planner, Sources
 from gateway.pipeline.queue import Queue
+from gateway.pipeline.recall import Recall
 from gateway.pipeline.road import Road
 from gateway.pipeline.settle import Settle
 from gateway.pipeline.under_way import UnderWay
@@ -107,12 +110,16 @@ def text(said: str = "hello") -> StreamEvent:
 
 
 def role() -> StreamEvent:
-    return StreamEvent(b'{"id":"c1","choices":[{"index":0,"delta":{"role":"assistant"}}]}')
+    return StreamEvent(
+        b'{"id":"c1","created":1,"model":"m","choices":[{"index":0,"delta":{"role":"assistant"}}]}'
+    )
 
 
 def finish(reason: str = "stop") -> StreamEvent:
-    return StreamEvent(b'{"id":"c1","choices":[{"finish_reason":"stop"}]}', content=True,
-                       finish_reason=reason)  # fmt: skip
+    end = {"index": 0, "delta": {}, "finish_reason": reason}
+    return StreamEvent(
+        json.dumps({"id": "c1", "choices": [end]}), content=True, finish_reason=reason
+    )
 
 
 def usage(told: Usage = TOLD, *, own: bool = False) -> StreamEvent:
@@ -155,7 +162,9 @@ def answers(*, delay: float = 0.0, told: Usage | None = TOLD) -> Says:
     steps: list[Step] = [role(), text(), finish()]
     if told is not None:
         steps.append(usage(told))
-    wire = b'{"id":"c1","choices":[{"message":{"content":"hello"},"finish_reason":"stop"}]}'
+    wire = (
+        b'{"id":"c1","choices":[{"index":0,"message":{"content":"hello"},"finish_reason":"stop"}]}'
+    )
     whole = StreamEvent(wire, content=True, size=5, usage=told, finish_reason="stop")
     return Says(steps, delay=delay, whole=whole)
 
@@ -442,6 +451,116 @@ class FakeKeys:
         return self.principal if credential is not None else None
 
 
+@dataclass(slots=True)
+class _Row:
+    fingerprint: bytes = b""
+    claim: "FakeClaim | None" = None
+    detached: bool = False
+    ended: bool = False
+    at: float = 0.0
+    until: float = 0.0
+    kept: Kept | None = None
+
+
+class FakeAnswers:
+    """The port `Answers` in memory; another worker is made with the `rows` of this one."""
+
+    def __init__(self, clock: Clock, rows: "dict[tuple[Owner, str], _Row] | None" = None) -> None:
+        self.clock = clock
+        self.rows = {} if rows is None else rows
+        self.bell = Bell()
+        self.dead = False  # nobody renews its leases
+
+    def of(self, owner: Owner) -> "FakeDrawer":
+        return FakeDrawer(self, owner)
+
+    def renew(self) -> None:
+        for row in self.rows.values():
+            mine = row.claim is not None and row.claim.answers is self and not row.ended
+            if mine and not self.dead:
+                row.until = max(row.until, self.clock.now() + 15)
+
+
+class FakeDrawer:
+    def __init__(self, answers: FakeAnswers, owner: Owner) -> None:
+        self._answers = answers
+        self._owner = owner
+
+    def _row(self, name: str) -> _Row | None:
+        row = self._answers.rows.get((self._owner, name))
+        return row if row is not None and row.until > self._answers.clock.now() else None
+
+    async def get(self, name: str, seconds: float) -> Kept | None:
+        row = self._row(name)
+        fresh = row is not None and row.at >= self._answers.clock.now() - seconds
+        return row.kept if row is not None and fresh else None
+
+    def put(self, name: str, kept: Kept, seconds: float) -> None:
+        now = self._answers.clock.now()
+        row = _Row(at=now, until=now + seconds, kept=kept)
+        self._answers.rows[self._owner, name] = row
+
+    async def claim(
+        self, name: str, fingerprint: bytes, *, detached: bool
+    ) -> "FakeClaim | Kept | Held":
+        row = self._row(name)
+        if row is None:
+            now = self._answers.clock.now()
+            claim = FakeClaim(self._answers, (self._owner, name))
+            self._answers.rows[self._owner, name] = _Row(
+                fingerprint, claim, detached, at=now, until=now + 15
+            )
+            return claim
+        if row.fingerprint != fingerprint:
+            return Held.OTHER
+        if row.ended:
+            return Held.ENDED
+        return row.kept or Held.RUNNING
+
+    async def changed(self, name: str, until: float) -> None:
+        look = self._answers.clock.monotonic() + 0.1
+        await self._answers.bell.heard(self._answers.clock, min(until, look))
+
+    async def end(self, name: str) -> Ending | None:
+        row = self._row(name)
+        if row is None:
+            return None
+        if row.claim is None:
+            return "kept"
+        if not row.detached:
+            return "running"
+        if not row.ended:
+            row.ended, row.until = True, self._answers.clock.now() + 60
+            row.claim.end()
+            self._answers.bell.ring()
+        return "ended"
+
+
+class FakeClaim:
+    def __init__(self, answers: FakeAnswers, place: tuple[Owner, str]) -> None:
+        self.answers = answers
+        self._place = place
+        self.end: Callable[[], None] = lambda: None
+
+    def _mine(self) -> _Row | None:
+        row = self.answers.rows.get(self._place)
+        return row if row is not None and row.claim is self and not row.ended else None
+
+    def keep(self, kept: Kept) -> None:
+        if (row := self._mine()) is not None:
+            now = self.answers.clock.now()
+            row.claim, row.kept, row.at, row.until = None, kept, now, now + 86_400
+        self.answers.bell.ring()
+
+    def release(self) -> None:
+        if self._mine() is not None:
+            del self.answers.rows[self._place]
+        self.answers.bell.ring()
+
+    def on_end(self, end: Callable[[], None]) -> None:
+        self.end = end
+
+
 # ---------------------------------------------------------------------------- the caller
 
 
@@ -603,6 +722,18 @@ class World:
             clock,
             self.snapshot,
         )
+        self.answers = FakeAnswers(clock)
+        self.detached = Detached(clock)
+        self.recall = Recall(
+            self.answers,
+            {},
+            self.detached,
+            self.admit,
+            self.attempts,
+            self.settle,
+            clock,
+            self.snapshot,
+        )
         self.keys = FakeKeys(principal)
         self.authenticate = Authenticate(self.keys, clock)
         self._ids = 0
@@ -614,6 +745,7 @@ class World:
             self.clock,
             self.authenticate,
             self.plan,
+            self.recall,
             self.admit,
             self.attempts,
             self.settle,

@@ -15,8 +15,10 @@ from typing import Self
 from gateway.clock import Clock
 from gateway.core.events import Event, StateTrouble
 from gateway.core.snapshot import Snapshot
+from gateway.state.claims import GLANCE
 from gateway.state.embedded.accounts import SqliteAccounts
 from gateway.state.embedded.alerts import LOOK, SpendWatch
+from gateway.state.embedded.answers import RENEW, EmbeddedAnswers
 from gateway.state.embedded.health import LocalHealth
 from gateway.state.embedded.keys import POLL, EmbeddedKeys
 from gateway.state.embedded.lease import Lease
@@ -40,6 +42,7 @@ class EmbeddedState:
     health: LocalHealth
     stories: Stories
     watch: SpendWatch
+    answers: EmbeddedAnswers
     worker: str
     recovered: int
 
@@ -92,7 +95,10 @@ async def open_state(
             trouble = partial(StateTrouble, "embedded", "limits")
             spare = Spare(accounts, clock, workers, lambda why: heard(trouble(why)))
             limiter = Slices(spare, worker, clock)
-            state = EmbeddedState(limiter, ledger, keys, health, stories, watch, worker, recovered)
+            answers = EmbeddedAnswers(store, clock, heard)
+            state = EmbeddedState(
+                limiter, ledger, keys, health, stories, watch, answers, worker, recovered
+            )
 
             async def clean() -> None:
                 if cleaner.taken():
@@ -100,6 +106,7 @@ async def open_state(
                     await stories.clean()
                     await accounts.tidy()
                     await watch.look_at_all()
+                    await answers.clean()
 
             async with _Chores(clock, heard) as chores:
                 chores.every(TICK, limiter.tick)
@@ -110,6 +117,8 @@ async def open_state(
                 chores.every(POLL, keys.poll)
                 chores.every(WRITE, stories.write)
                 chores.every(LOOK, watch.look)
+                chores.every(RENEW, answers.renew)
+                chores.every(GLANCE, answers.look)
                 yield state
             await limiter.leave()
             await stories.write()

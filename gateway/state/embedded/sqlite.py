@@ -45,6 +45,10 @@ class Store:
         async with asyncio.timeout(seconds):
             return await self.run(work)
 
+    def hand(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        """As `run`, for who does not wait; what was handed over is done, in order."""
+        return asyncio.get_running_loop().run_in_executor(self._pool, self._work, work)
+
     async def close(self) -> None:
         """After all that was handed over before."""
         await asyncio.get_running_loop().run_in_executor(self._pool, self._close)

@@ -13,8 +13,10 @@ import uvloop
 from gateway.clock import SystemClock
 from gateway.core.attempt import StreamEvent
 from gateway.core.events import Event, RequestEnded
+from gateway.core.kept import Ending
 from gateway.core.ports import Call, Reply
 from gateway.core.principal import LOCAL, Principal
+from gateway.core.request import Hints
 from gateway.core.snapshot import ServerSettings
 from gateway.core.target import Secret
 from gateway.errors import Unauthenticated
@@ -160,12 +162,16 @@ class Gateway:
             embeddings=self.embeddings,
             models=lambda principal: ["default", "openai/gpt-4o"],
             authenticate=self.authenticate,
+            end=self.end,
             heard=self.events.append,
             ready=lambda: self.ready,
             admin=self.admin,
         )
         self.current = Current(self.doors)
         self.chat.authenticate = self.embeddings.authenticate = self.authenticate
+
+    async def end(self, principal: Principal, hints: Hints, key: str) -> Ending | None:
+        return "kept" if key == "an/odd key" else None
 
     async def authenticate(self, call: Call) -> Principal:
         if not self.keyed:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gateway.cli.exits import NOT_AUTHORISED, NOT_FOUND, UNAVAILABLE
-from gateway.cli.why import path_words, tokens
+from gateway.cli.why import path_words, recalled, tokens
 from tests.unit.cli.conftest import FakeGateway, Run
 
 STORY: dict[str, Any] = {
@@ -126,3 +126,12 @@ def test_words() -> None:
     assert path_words("a:ok,+3") == "a ok → +3"
     assert path_words("") == ""
     assert tokens({"input": 1, "output": 2, "estimated": True}) == "1 in, 2 out (estimated)"
+
+
+def test_an_answer_nobody_was_asked_for_says_where_it_was() -> None:
+    assert recalled({"cache": "hit"}) == "from the cache"
+    told = {"cache": "miss", "replayed": True, "detached": True}
+    assert recalled(told) == (
+        "not in the cache · told again under the caller's own key · detached from its caller"
+    )
+    assert recalled({"cache": "off"}) == recalled({}) == ""

@@ -575,7 +575,11 @@ keys:
     ),
     "rights": (
         BASE + "tiers: {t: {may: [park]}}\n",
-        ["f:5:19 tiers.t.may[0] — can be: skip, target, trace"],
+        ["f:5:19 tiers.t.may[0] — can be: cache, skip, target, trace"],
+    ),
+    "cache": (
+        HEAD + "chains: {d: {try: [p/m], cache: {join: false}}}\n",
+        ["f:4:33 chains.d.cache — neither exact: nor join: there is nothing to do"],
     ),
     "waiting": (
         BASE + "tiers: {t: {when_full: {wait: 5}}}\n",

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from gateway.config.load import load_text
 from gateway.core.snapshot import Snapshot
-from gateway.core.target import Account, Cause, Leaf, OneOf
+from gateway.core.target import Account, Cache, Cause, Leaf, OneOf
 from gateway.wire import json
 
 HASH = "sha256:" + "ab" * 32
@@ -195,3 +195,22 @@ def test_an_empty_redis_url_means_one_machine() -> None:
     assert found is not None
     assert found.reveal() == "redis://:secret@h:6379"
     assert "secret" not in repr(found)
+
+
+def test_a_cache_is_what_its_section_says() -> None:
+    found = snapshot(
+        SIM
+        + """
+chains:
+  plain: [s/m]
+  short: {try: [s/m], cache: {exact: 5m}}
+  wide: {try: [s/m], cache: {exact: 1h, scope: team, join: false}}
+  joined: {try: [s/m], cache: {scope: key}}
+"""
+    )
+    assert {name: chain.cache for name, chain in found.chains.items()} == {
+        "plain": None,
+        "short": Cache(300.0, "user", join=True),
+        "wide": Cache(3600.0, "team", join=False),
+        "joined": Cache(0.0, "key", join=True),
+    }

@@ -61,6 +61,9 @@ def test_a_single_target_needs_the_right():
         ({"fallback": False}, "x-gateway-fallback"),
         ({"trace": True}, "x-gateway-trace"),
         ({"priority": "high"}, "x-gateway-priority"),
+        ({"cache": "refresh"}, "x-gateway-cache"),
+        ({"cache": 5.0}, "x-gateway-cache"),
+        ({"detach": True, "idempotency_key": "k"}, "x-gateway-detach"),
     ],
 )
 def test_a_header_without_its_right_is_refused_by_name_never_ignored(hints, header):
@@ -70,8 +73,21 @@ def test_a_header_without_its_right_is_refused_by_name_never_ignored(hints, head
 
 
 def test_what_only_narrows_is_free():
-    made = facts(principal=Principal("k"), priority="low", session="s", max_cost=1)
+    made = facts(principal=Principal("k"), priority="low", session="s", max_cost=1, cache="off")
     assert made.session == "s"
+
+
+def test_a_detached_call_needs_somebody_who_asks_for_its_answer():
+    agent = Principal("k", role="agent")
+    assert facts(principal=agent, detach=True, idempotency_key="k").hints.detach
+    with pytest.raises(InvalidRequest) as caught:
+        facts(principal=agent, detach=True)
+    assert caught.value.param == "idempotency-key"
+
+
+def test_a_cache_that_is_not_there_is_not_refreshed():
+    with pytest.raises(InvalidRequest, match=r"chains\.\*\.cache"):
+        facts(cache="refresh")
 
 
 @pytest.mark.parametrize("hints", [{"target": "nobody"}, {"skip": frozenset({"nobody"})}])

@@ -150,3 +150,29 @@ def test_the_body_is_announced():
     )
     assert (head.length, head.expect, head.encoding) == (12, True, True)
     assert read_head([(b"content-encoding", b"Identity")]).encoding is False
+
+
+def test_what_is_kept_is_asked_for_by_name():
+    assert hints(idempotency_key=b"run-1:0:3 ~") == Hints(idempotency_key="run-1:0:3 ~")
+    assert hints(x_gateway_detach=b"1").detach
+    assert hints(x_gateway_cache=b"off").cache == "off"
+    assert hints(x_gateway_cache=b"refresh").cache == "refresh"
+    assert hints(x_gateway_cache=b"1m30s").cache == 90.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("idempotency_key", b""),
+        ("idempotency_key", b"x" * 256),
+        ("idempotency_key", "\u00e9".encode()),
+        ("idempotency_key", b"a\x07"),
+        ("x_gateway_detach", b"yes"),
+        ("x_gateway_cache", b"on"),
+        ("x_gateway_cache", b"0s"),
+    ],
+)
+def test_what_is_kept_is_asked_for_properly_or_not_at_all(name, value):
+    with pytest.raises(InvalidRequest) as caught:
+        hints(**{name: value})
+    assert caught.value.param == name.replace("_", "-")

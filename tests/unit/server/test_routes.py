@@ -76,6 +76,12 @@ def test_a_name_is_decoded_once():
     assert Table(PUBLIC).find("GET", "/v1/models/a%2Fb%252F")[1] == "a/b%2F"
 
 
+def test_a_key_of_a_callers_own_may_look_like_a_path():
+    found, key = Table(PUBLIC).find("DELETE", "/v1/requests/run%3A0/turn%203")
+    assert found is not None
+    assert (found.handler, key) == ("end", "run:0/turn 3")
+
+
 def test_missing_paths_are_named_without_their_query():
     error = Table(PUBLIC).missing("GET", "/v1/embedding?key=canary\u00e9")
     assert error.status == 404
