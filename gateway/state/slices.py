@@ -27,10 +27,12 @@ from gateway.state.accounts import (
     MICRO,
     MOST,
     NEVER,
+    SILENT,
     WINDOW,
     AccountStore,
     Answer,
     Ask,
+    Caller,
     Drop,
     Full,
     Meter,
@@ -46,9 +48,10 @@ HEARTBEAT = 5.0
 REFRESH = 20.0  # seconds: what only lies there is told again
 SHED = 0.05  # seconds a refusal stands when others' holds were in the way
 SMALL = 8  # among several workers a reserve that could not reach this is not kept at all
+RARE = 1 / 16  # requests a second: below it each asks
 MERGED = 256  # requests that share a call
 TOLD = 512  # accounts of a background call
-RETURN = 30.0  # seconds after which an admission is not taken back any more
+RETURN = SILENT  # seconds after which an admission is not taken back any more
 DROPS = 64  # of a meter, to be undone with the next call
 FIRST_GUESS = 1.0  # seconds a hold lasts, before one was seen to end
 LONGEST_GUESS = 60.0
@@ -72,14 +75,15 @@ class Cell:
         reported: `used` as the store has acknowledged it.
         rest: what nobody had, when the store last said so.
         mine: own use of the last 60 s, in the store's time: it leaves the window by itself.
-        back: of `used` taken back again; `back_told` as the store has acknowledged it.
+        back: of `used` taken back again; `back_told` as the store has acknowledged it, `back_by`
+            the moment by which it has to be told.
         drops: admissions of a meter to be undone with the next call.
     """
 
     __slots__ = (
-        "account", "back", "back_told", "drops", "flow", "free", "free_then", "kind", "lasts",
-        "meter", "mine", "rate", "reported", "rest", "retry_at", "sent", "shed_free", "shed_n",
-        "shed_until", "since", "size", "stake", "tight", "told", "turn", "until", "used",
+        "account", "back", "back_by", "back_told", "drops", "flow", "free", "free_then", "kind",
+        "lasts", "meter", "mine", "rate", "reported", "rest", "retry_at", "sent", "shed_free",
+        "shed_n", "shed_until", "since", "size", "stake", "tight", "told", "turn", "until", "used",
         "whole_at",
     )  # fmt: skip
 
@@ -97,6 +101,7 @@ class Cell:
         self.mine = Window()
         self.back = used
         self.back_told = used
+        self.back_by = 0.0
         self.drops: tuple[Drop, ...] = ()
         self.told = True  # the store knows what is held and was used
         self.turn = 0  # of the last call that named it
@@ -177,7 +182,9 @@ class Slices:
         self._workers = 1
         self._skew = 0.0  # the store's time minus ours
         self._peak = 0  # no forgotten cell had used more
-        self._heard = -math.inf  # when the last call was sent
+        self._sent = -math.inf  # when the last call was
+        self._answered = 0.0  # the last time the store told
+        self._alone = False  # the others' store is lost
         self._leaving = False
         self._wakes: list[Callable[[], None]] = []
         self._waking = False
@@ -286,6 +293,8 @@ class Slices:
         longest = 0.0
         for account, n in demands:
             cell = self._cells.get(account.id)
+            if cell is not None and n <= cell.free and cell.account is account:
+                continue
             if account.limit <= 0:
                 longest = NEVER
             elif cell is not None and self._same(cell, account):
@@ -334,7 +343,7 @@ class Slices:
         for begin in range(0, len(due), TOLD):
             if not self._out:
                 await self._call(due[begin : begin + TOLD])
-        if not due and now - self._heard >= HEARTBEAT:
+        if not due and (self._alone or now - self._sent >= HEARTBEAT):
             await self._call(())
 
     async def leave(self) -> None:
@@ -442,7 +451,9 @@ class Slices:
         elif cell.kind != RPM or (isinstance(mark, int) and cell.turn <= mark):
             cell.free += n
         elif isinstance(mark, int) and self._now() - at < RETURN:
+            fresh = cell.back == cell.back_told
             cell.back += n
+            cell.back_by = at + RETURN if fresh else min(cell.back_by, at + RETURN)
 
     def _undrop(self, cell: Cell, meter: Meter, drops: tuple[Drop, ...]) -> None:
         for drop in reversed(drops):
@@ -469,12 +480,13 @@ class Slices:
         for group in groups:
             for cell, n in group.needs:
                 cell.flow += n
-        now = self._heard = self._now()
+        now = self._sent = self._now()
         self._turn += 1
         asks = [self._state(cell, now, spent=name in needed) for name, cell in cells.items()]
+        caller = Caller(self._worker, self._turn, self._answered)
         self._out = True
         try:
-            answer = await self._store.sync(self._worker, self._turn, asks, needs)
+            answer = await self._store.sync(caller, asks, needs)
         except BaseException as error:
             self._lost(cells.values(), groups, error)
             if isinstance(error, StoreLost):
@@ -492,6 +504,8 @@ class Slices:
         waits for more (`spent`).
         """
         meter = cell.meter
+        if now >= cell.back_by:
+            cell.back = cell.back_told
         cell.flow += max(0, cell.free_then - cell.free)
         if meter is None and cell.kind == RPM:
             cell.used = cell.stake - cell.free
@@ -509,13 +523,15 @@ class Slices:
     def _want(self, cell: Cell, now: float) -> int:
         """The next second's need, and as much again as it may well be off."""
         span = now - cell.since
-        if span >= 1.0:
+        if span >= TICK / 2:
             cell.rate = (cell.rate + cell.flow / span) / 2
             cell.flow, cell.since = 0, now
         most = cell.account.limit // (2 * self._workers)
         if self._leaving or (self._workers > 1 and most < SMALL):
             return 0
         forecast = max(cell.rate, cell.flow)
+        if forecast < cell.size * RARE:
+            return 0
         return min(most, int(1.2 * forecast + 2.0 * math.sqrt(forecast * cell.size)))
 
     def _apply(
@@ -525,17 +541,21 @@ class Slices:
         groups: Sequence[_Group],
         sent: float,
     ) -> None:
-        if not answer.known:
+        if not answer.known or answer.alone != self._alone:
+            self._alone = answer.alone
             for cell in self._cells.values():
                 cell.told = False
         self._workers = answer.workers
         self._skew = answer.now - sent
+        self._answered = answer.now
         for (cell, ask), grant in zip(asked, answer.slices, strict=True):
             self._granted(cell, ask, grant, answer.now, sent)
         for group, verdict in zip(groups, answer.verdicts, strict=True):
             if isinstance(verdict, Full):
                 cell, n = group.needs[[c for c, _ in group.needs].index(asked[verdict.place][0])]
                 group.refusal = self._full(cell, n, verdict, sent)
+                for cell, n in group.needs:
+                    cell.flow = max(0, cell.flow - n)
             else:
                 drops = iter(verdict)
                 for cell, n in group.needs:

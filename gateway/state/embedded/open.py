@@ -83,7 +83,7 @@ async def open_state(
         worker = os.urandom(8).hex()
         journal = Journal(folder, worker, heard=heard)
         watch = SpendWatch(store, snapshot.alerts.spend, clock, heard)
-        ledger = EmbeddedLedger(journal, store, clock, heard, watch.spent)
+        ledger = EmbeddedLedger(journal, store, clock, heard, spent=watch.spent)
         try:
             recovered = await ledger.recover()
             keys = EmbeddedKeys(store, snapshot, clock, heard)
