@@ -33,7 +33,7 @@ from gateway.wire import json
 ROLL = 64 * 1024 * 1024
 MOST = 2**53  # no number in a line is larger: beyond it JSON readers and SQLite's sums give in
 PIECE = 1024 * 1024
-STEP = 1024 * 1024  # bytes allocated and mapped at once
+STEP = 256 * 1024  # bytes allocated and mapped at once
 LOST = "worker_lost"
 LIVE = 10_000  # endings kept in memory for whoever ships them; beyond it they are read again
 

@@ -145,13 +145,15 @@ def harden(db: sqlite3.Connection) -> bool:
 def migrate(db: sqlite3.Connection) -> None:
     """Run the numbered files this store has not seen. A store of a newer gateway is left as is."""
     changes = _changes()
-    if _version(db) >= len(changes):
+    if _version(db) >= changes[-1][0]:
         return
     with transaction(db):
-        for number in range(_version(db), len(changes)):
-            for statement in _statements(changes[number]):
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {number + 1}")
+        seen = _version(db)
+        for number, script in changes:
+            if number > seen:
+                for statement in _statements(script):
+                    db.execute(statement)
+                db.execute(f"PRAGMA user_version = {number}")
 
 
 def _version(db: sqlite3.Connection) -> int:
@@ -159,10 +161,11 @@ def _version(db: sqlite3.Connection) -> int:
     return int(version)
 
 
-def _changes() -> list[str]:
+def _changes() -> list[tuple[int, str]]:
+    """(number, script) in order."""
     folder = resources.files("gateway.state.embedded").joinpath("schema")
     files = [file for file in folder.iterdir() if file.name.endswith(".sql")]
-    return [file.read_text("utf-8") for file in sorted(files, key=lambda file: file.name)]
+    return sorted((int(file.name.removesuffix(".sql")), file.read_text("utf-8")) for file in files)
 
 
 def _statements(script: str) -> Iterator[str]:
