@@ -8,6 +8,7 @@ The tree (status, type; what a client should do):
         Unauthenticated 401 authentication_error
         NotAllowed 403 permission_error
         NotFound 404 not_found_error
+        Conflict 409 invalid_request_error
         CallEnded 409, KeyReused 422 invalid_request_error - of an Idempotency-Key
         TooLarge 413, UnsupportedEncoding 415 invalid_request_error
       Shed - come back at retry_after; x-should-retry: true up to 60 s
@@ -134,6 +135,14 @@ class MethodNotAllowed(RequestRejected):
     status = 405
     type = "invalid_request_error"
     default_code = "method_not_allowed"
+
+
+class Conflict(RequestRejected):
+    """What is asked for contradicts what is there."""
+
+    status = 409
+    type = "invalid_request_error"
+    default_code = "conflict"
 
 
 class SlowRequest(RequestRejected):

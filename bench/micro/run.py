@@ -294,7 +294,7 @@ def _road(transport: Transport) -> Road:
         SNAPSHOT,
     )  # type: ignore[arg-type]  # fmt: skip
     admit = Admit(limiter, outputs, Queue(CLOCK, 256, 1 << 26), planner, CLOCK)
-    authenticate = Authenticate(Nobody(), CLOCK)  # type: ignore[arg-type]
+    authenticate = Authenticate(Nobody(), CLOCK, Nobody())  # type: ignore[arg-type]
     answers = EmbeddedAnswers(Store(FOLDER), CLOCK, deaf)
     recall = Recall(answers, {}, Detached(CLOCK), admit, attempt, settle, CLOCK, SNAPSHOT)
     return Road(FACADE, SNAPSHOT, CLOCK, authenticate, planner, recall, admit, attempt, settle)

@@ -13,6 +13,7 @@ from chaos.upstream import Upstream
 from gateway.app.operator import Operator
 from gateway.app.readiness import Readiness
 from gateway.app.source import Source
+from gateway.app.usage import Usage
 from gateway.clock import Clock
 from gateway.config.load import Loaded
 from gateway.config.mistakes import ConfigError
@@ -112,6 +113,11 @@ class House:
         for ear in self._ears:
             ear(event)
 
+    def _witnessed(self, event: Reloaded | Lifecycle) -> None:
+        """What the audit log has to know too; it is not asked about each request."""
+        self.heard(event)
+        self.state.audit.heard(event)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator["House"]:
         """Open everything, serve, and close it all in the opposite order.
@@ -181,9 +187,9 @@ class House:
             if crew is not None:
                 self._tasks.start(self._say_alive(crew))
             name = f"worker {crew.number}" if crew else ""
-            self.heard(Lifecycle("started", name))
+            self._witnessed(Lifecycle("started", name))
             yield self
-            self.heard(Lifecycle("stopped", name))
+            self._witnessed(Lifecycle("stopped", name))
 
     @property
     def in_flight(self) -> int:
@@ -211,7 +217,7 @@ class House:
             self.detached.hurry()
             return
         self.readiness.drain()
-        self.heard(Lifecycle("draining"))
+        self._witnessed(Lifecycle("draining"))
         self._tasks.start(self._drain(lame_duck))
 
     def begin_drain_of_all(self) -> None:
@@ -292,7 +298,7 @@ class House:
         return "in force, but server and state keep their values until a restart"
 
     def _told(self, reloaded: Reloaded) -> Reloaded:
-        self.heard(reloaded)
+        self._witnessed(reloaded)
         return reloaded
 
     def degraded(self) -> list[str]:
@@ -340,7 +346,7 @@ class House:
         tokens = None
         if self._tokens is not None and snapshot.issuers:
             tokens = self._tokens(snapshot, self.key_sets, clock)
-        authenticate = Authenticate(state.keys, clock, tokens)
+        authenticate = Authenticate(state.keys, clock, state.audit, tokens)
         recall = Recall(
             state.answers,
             self.flights,
@@ -359,6 +365,7 @@ class House:
             chat=road(ChatFacade()),
             embeddings=road(EmbeddingsFacade()),
             models=lambda principal: allowed(principal, snapshot),
+            usage=Usage(state.books, state.limiter),
             authenticate=authenticate,
             end=recall.end,
             heard=self.heard,

@@ -1,15 +1,22 @@
-"""What operators see and may do: the admin listener's other side. No secret leaves here."""
+"""What operators see and may do: the admin listener's other side. No secret leaves here but once.
+
+A key's secret is told in the answer that made it.
+"""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Protocol
 
+from gateway.app.key_room import KeyRoom
 from gateway.app.readiness import Readiness
 from gateway.clock import Clock
 from gateway.config.load import Loaded
 from gateway.config.show import show
+from gateway.core.audit import Act
 from gateway.core.events import Reloaded
+from gateway.core.key_told import moment
+from gateway.core.ports import Limiter
 from gateway.core.principal import Principal
 from gateway.core.snapshot import Snapshot
 from gateway.core.target import Account, Target
@@ -18,6 +25,7 @@ from gateway.server.doors import Override
 from gateway.state.embedded.open import EmbeddedState
 from gateway.telemetry.metrics import Metrics
 from gateway.wire import json
+from gateway.wire.admin import AuditTold, LimitsTold, LimitTold
 
 
 class Inside(Protocol):
@@ -44,6 +52,7 @@ class Operator:
 
     def __init__(self, inside: Inside) -> None:
         self._inside = inside
+        self.keys = KeyRoom(inside.state.register, lambda: inside.snapshot, inside.clock)
 
     def status(self) -> Mapping[str, Any]:
         inside = self._inside
@@ -109,30 +118,71 @@ class Operator:
             told["lacks"] = sorted(standing.lacks)
         return told
 
-    def limits(self) -> Mapping[str, Any]:
-        """Headroom of every account of the file, callers' and targets'."""
-        snapshot = self._inside.snapshot
-        accounts: dict[str, Account] = {}
-        principals: list[Principal] = [key.principal for key in snapshot.keys]
-        for principal in principals:
-            accounts |= {account.id: account for account in principal.accounts}
-        for target in snapshot.targets.values():
-            accounts |= {account.id: account for account in target.accounts}
-        rooms = self._inside.state.limiter.headroom(list(accounts.values()))
+    def limits(self, key: str | None, most: int) -> LimitsTold | None:
+        """Headroom: of a key and its team, or of everybody's accounts, the upstreams' included."""
+        source: Iterable[Account] = self._accounts()
+        if key is not None:
+            principal = self._principal(key)
+            if principal is None:
+                return None
+            source = principal.accounts
+        found: dict[str, Account] = {}
+        for account in source:
+            found.setdefault(account.id, account)
+            if len(found) > most:
+                break
+        accounts = list(found.values())
         return {
-            "limits": [
-                {
-                    "account": room.account.id,
-                    "scope": room.account.scope,
-                    "name": room.account.name,
-                    "kind": room.account.kind,
-                    "limit": room.account.limit,
-                    "remaining": room.remaining,
-                    "reset_s": round(room.reset, 3),
-                }
-                for room in rooms
-            ]
+            "limits": limits_told(self._inside.state.limiter, accounts[:most]),
+            "more": len(accounts) > most,
         }
+
+    def _accounts(self) -> Iterator[Account]:
+        """Targets' and providers', teams', keys' of the file, keys' of the store."""
+        snapshot = self._inside.snapshot
+        for target in snapshot.targets.values():
+            yield from target.accounts
+        for team in snapshot.teams.values():
+            yield from team.principal.accounts
+        for key in snapshot.keys:
+            yield from key.principal.accounts
+        for _, principal in self._inside.state.register.stored():
+            if principal is not None:
+                yield from principal.accounts
+
+    def _principal(self, name: str) -> Principal | None:
+        for key in self._inside.snapshot.keys:
+            if key.name == name:
+                return key.principal
+        stored = self._inside.state.register.stored()
+        return next((found for key, found in stored if key.name == name), None)
+
+    async def audit(self, most: int, before: int | None) -> AuditTold:
+        lines = await self._inside.state.audit.read(most + 1, before)
+        return {
+            "lines": [
+                {
+                    "seq": line.seq,
+                    "at": moment(line.at / 1000),
+                    "who": line.who,
+                    "verb": line.verb,
+                    "object": line.object,
+                    "result": line.result,
+                    "config": line.config,
+                    "before": line.before,
+                    "hash": line.hash,
+                }
+                for line in lines[:most]
+            ],
+            "next": lines[most - 1].seq if len(lines) > most else None,
+        }
+
+    def note(self, act: Act) -> None:
+        self._inside.state.audit.note(act)
+
+    async def witness(self, act: Act) -> None:
+        self._inside.state.audit.note(act)
+        await self._inside.state.audit.write()
 
     def config(self) -> Mapping[str, Any]:
         """The configuration in force, secrets as `…`."""
@@ -162,4 +212,26 @@ class Operator:
             return None
         for one in mine:
             self._inside.state.health.force(one.id, None if to == "auto" else to)
-        return {"targets": [self._target(one) for one in mine]}
+        return {"set": to, "targets": [self._target(one) for one in mine]}
+
+
+def limits_told(limiter: Limiter, accounts: Sequence[Account]) -> list[LimitTold]:
+    """What is used and what is left of each; looks only."""
+    return [
+        {
+            "account": room.account.id,
+            "scope": room.account.scope,
+            "name": room.account.name,
+            "kind": room.account.kind,
+            "limit": room.account.limit,
+            "used": max(0, _whole(room.account) - room.remaining),
+            "remaining": room.remaining,
+            "reset_s": round(room.reset, 3),
+        }
+        for room in limiter.headroom(accounts)
+    ]
+
+
+def _whole(account: Account) -> int:
+    """What is there when nothing is used: with a burst, that many at once."""
+    return account.limit if account.burst is None else account.burst

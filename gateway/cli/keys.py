@@ -1,10 +1,12 @@
 """`gateway keys`: caller keys in the state directory; a running gateway follows in a second."""
 
 import difflib
-import re
-from collections.abc import Iterable, Sequence
+import os
+import pwd
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
@@ -13,34 +15,18 @@ from gateway.cli.exits import CONFLICT, NOT_FOUND, UNAVAILABLE, USAGE, Stop
 from gateway.cli.local import configuration
 from gateway.cli.when import DAY, as_moment, as_span, iso
 from gateway.clock import SystemClock
-from gateway.core.keys import MadeKey
-from gateway.core.snapshot import DeclaredKey, Snapshot
-from gateway.state.embedded.keys import KeyStore, KeyTaken, LimitRow, NoSuchKey, StoredKey
+from gateway.core.key_told import all_told
+from gateway.core.keys import KeyTaken, KeyTerms, LimitRow, MadeKey, NoSuchKey, StoredKey
+from gateway.core.snapshot import Snapshot
+from gateway.core.terms import declared, objection
+from gateway.state.embedded.keys import KeyStore
+from gateway.wire.admin import MOST_OVERLAP, KeyTold
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
 ROLES = ("client", "agent", "metrics", "admin")
 STYLES = {"active": screen.GOOD, "expired": screen.WARN, "revoked": screen.BAD}
 
 
-class Limits(NamedTuple):
-    """Of the key's own; None: no limit of its own."""
-
-    rpm: int | None
-    tpm: int | None
-    concurrency: int | None
-
-    def rows(self) -> list[LimitRow]:
-        rows: list[LimitRow] = []
-        if self.rpm is not None:
-            rows.append(("rpm", self.rpm, None))
-        if self.tpm is not None:
-            rows.append(("tpm", self.tpm, None))
-        if self.concurrency is not None:
-            rows.append(("concurrency", self.concurrency, None))
-        return rows
-
-
-@click.group(help="Create, list, rotate and revoke caller keys. Secrets are shown once.")
+@click.group(help="Create, list, show, rotate and revoke caller keys. Secrets are shown once.")
 def command() -> None:
     pass
 
@@ -50,9 +36,9 @@ def command() -> None:
 @click.option("--tier", help="The tier whose limits it has.")
 @click.option("--team", help="The team whose limits it shares.")
 @click.option("--chains", help="What it may call: a list, as in smart,cheap. Default: all.")
-@click.option("--rpm", type=click.IntRange(1), help="Requests a minute.")
-@click.option("--tpm", type=click.IntRange(1), help="Tokens a minute.")
-@click.option("--concurrency", type=click.IntRange(1), help="Requests at a time.")
+@click.option("--rpm", type=click.IntRange(1), help="Requests a minute; only narrows.")
+@click.option("--tpm", type=click.IntRange(1), help="Tokens a minute; only narrows.")
+@click.option("--concurrency", type=click.IntRange(1), help="Requests at a time; only narrows.")
 @click.option(
     "--expires", callback=as_moment, metavar="30d|DATE", help="When it ends (DATE: its end)."
 )
@@ -61,33 +47,35 @@ def command() -> None:
 @options.as_json
 def create(**said: Any) -> None:
     snapshot = configuration(said["config"]).snapshot
-    chains = _split(said["chains"])
-    _known("tier", [said["tier"]], snapshot.tiers)
-    _known("team", [said["team"]], snapshot.teams)
-    _known("chain", chains or (), snapshot.chains)
     name = said["name"]
-    if not NAME.fullmatch(name):
-        what = f"{name!r} is no name for a key."
-        raise Stop(what, "use a-z, 0-9, dot, dash or underscore, at most 64", USAGE)
-    if any(key.name == name for key in snapshot.keys):
+    terms = KeyTerms(
+        tier=said["tier"],
+        team=said["team"],
+        chains=_split(said["chains"]),
+        limits=_limits(said),
+        role=said["role"],
+        expires=_end(said["expires"]),
+    )
+    wrong = objection(name, terms, snapshot, SystemClock().now())
+    if wrong is not None:
+        raise Stop(wrong.message, wrong.remedy, USAGE)
+    if declared(name, snapshot):
         raise Stop(f"The file declares a key {name!r} already.", "choose another name", CONFLICT)
-    limits = Limits(said["rpm"], said["tpm"], said["concurrency"])
+    store = _store(snapshot)
     try:
-        made = _store(snapshot).create(
-            name,
-            tier=said["tier"],
-            team=said["team"],
-            chains=chains,
-            limits=limits.rows(),
-            expires=_end(said["expires"]),
-            role=said["role"],
-        )
+        with _usable(snapshot):
+            made = store.create(
+                name,
+                tier=terms.tier,
+                team=terms.team,
+                chains=terms.chains,
+                limits=terms.limits,
+                expires=terms.expires,
+                role=terms.role,
+            )
     except KeyTaken:
-        mend = f"gateway keys rotate {name}    (or choose another name)"
-        raise Stop(f"There is a key {name!r} already.", mend, CONFLICT) from None
-    except OSError as error:
-        raise _unwritable(snapshot, error) from None
-    _show(name, made, as_json=said["as_json"])
+        raise _taken(name, store) from None
+    _show_secret(name, made, as_json=said["as_json"])
     if snapshot.keyless:
         say.note("From now on the gateway wants a key: nobody is let in without one.")
 
@@ -96,13 +84,7 @@ def create(**said: Any) -> None:
 @options.config
 @options.as_json
 def list_(*, config: Path, as_json: bool) -> None:
-    snapshot = configuration(config).snapshot
-    now = SystemClock().now()
-    stored = _store(snapshot).list()
-    found = [
-        *(_declared(key, now) for key in snapshot.keys),
-        *(_stored(key, now) for key in stored),
-    ]
+    found = _all(configuration(config).snapshot)
     if as_json:
         say.as_json({"keys": found})
     elif not found:
@@ -114,24 +96,40 @@ def list_(*, config: Path, as_json: bool) -> None:
 HEADERS = ("name", "key", "state", "role", "tier", "team", "chains", "limits", "expires", "from")
 
 
-@command.command(help="End a key at once; asks first.")
+@command.command(help="Show one key; its secret is kept nowhere.")
+@click.argument("name")
+@options.config
+@options.as_json
+def show(*, name: str, config: Path, as_json: bool) -> None:
+    snapshot = configuration(config).snapshot
+    told = next((key for key in _all(snapshot) if key["name"] == name), None)
+    if told is None:
+        raise _missing(name, [key["name"] for key in _all(snapshot)])
+    if as_json:
+        say.as_json({"key": told})
+        return
+    rows = [*zip(HEADERS, _row(told), strict=True)]
+    rows += [(word, value) for word, value in _moments(told).items() if value]
+    screen.show(screen.table(("", ""), rows))
+
+
+@command.command(help="End a key at once, and for good; asks first.")
 @click.argument("name")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @options.config
 def revoke(*, name: str, yes: bool, config: Path) -> None:
     snapshot = configuration(config).snapshot
     store = _store(snapshot)
-    _must_be_ours(name, snapshot, store)
+    key = _ours(name, snapshot, store)
+    if key.revoked is not None:
+        say.note(f"{name} was revoked already, {iso(key.revoked)}")
+        return
     if not yes:
         if not say.interactive():
             raise Stop("Nobody is there to be asked.", f"gateway keys revoke {name} --yes", USAGE)
         click.confirm(f"Revoke {name}? Whoever uses it is refused at once", abort=True, err=True)
-    try:
+    with _usable(snapshot):
         store.revoke(name)
-    except NoSuchKey:
-        raise _missing(name, store) from None
-    except OSError as error:
-        raise _unwritable(snapshot, error) from None
     say.note(f"revoked {name}")
 
 
@@ -141,24 +139,56 @@ def revoke(*, name: str, yes: bool, config: Path) -> None:
 @options.config
 @options.as_json
 def rotate(*, name: str, overlap: float, config: Path, as_json: bool) -> None:
+    if overlap > MOST_OVERLAP:
+        most = f"{MOST_OVERLAP / DAY:.0f}"
+        what = f"An overlap of {overlap / DAY:.0f} days is longer than {most} days."
+        raise Stop(what, f"gateway keys rotate {name} --overlap {most}d    (or less)", USAGE)
     snapshot = configuration(config).snapshot
     store = _store(snapshot)
-    _must_be_ours(name, snapshot, store)
+    key = _ours(name, snapshot, store)
+    now = SystemClock().now()
     try:
-        made = store.rotate(name, overlap)
+        with _usable(snapshot):
+            made = store.rotate(name, overlap)
     except NoSuchKey:
-        raise _missing(name, store) from None
-    except OSError as error:
-        raise _unwritable(snapshot, error) from None
-    _show(name, made, as_json=as_json)
-    say.note(f"The secret before it works until {iso(SystemClock().now() + overlap)}.")
+        what = f"The key {name!r} was revoked, and stays so."
+        raise Stop(what, "gateway keys create ANOTHER_NAME", CONFLICT) from None
+    _show_secret(name, made, as_json=as_json)
+    say.note(f"The secret before it works until {iso(now + overlap)}.")
+    if key.overlaps(now):
+        say.note("The one before that, of an overlap that was not over, has ended.")
 
 
 def _store(snapshot: Snapshot) -> KeyStore:
-    return KeyStore(Path(snapshot.server.state_dir), SystemClock())
+    return KeyStore(Path(snapshot.server.state_dir), SystemClock(), _user(), snapshot.config)
 
 
-def _show(name: str, made: MadeKey, *, as_json: bool) -> None:
+def _user() -> str:
+    """Whom the audit log names: a user of this machine, whatever the environment says."""
+    try:
+        return f"cli:{pwd.getpwuid(os.getuid()).pw_name}"
+    except KeyError:
+        return f"cli:{os.getuid()}"
+
+
+@contextmanager
+def _usable(snapshot: Snapshot) -> Iterator[None]:
+    """What a store that cannot be used comes to."""
+    try:
+        yield
+    except OSError as error:
+        folder = snapshot.server.state_dir
+        what = f"The state directory {folder} cannot be used: {error.strerror}."
+        raise Stop(what, "gateway doctor", UNAVAILABLE) from None
+
+
+def _all(snapshot: Snapshot) -> list[KeyTold]:
+    with _usable(snapshot):
+        stored = _store(snapshot).list()
+    return all_told(stored, snapshot, SystemClock().now())
+
+
+def _show_secret(name: str, made: MadeKey, *, as_json: bool) -> None:
     if as_json:
         say.as_json({"name": name, "id": made.id, "secret": made.secret.reveal()})
     else:
@@ -166,19 +196,21 @@ def _show(name: str, made: MadeKey, *, as_json: bool) -> None:
         say.data(made.secret.reveal())
 
 
-def _split(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+def _split(text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
-def _known(what: str, names: Iterable[str | None], there: Iterable[str]) -> None:
-    known = list(there)
-    for name in names:
-        if name is not None and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            rest = f"; did you mean {near[0]}?" if near else "."
-            listed = ", ".join(known) or "none"
-            mend = f"add it to {what}s: in the file first"
-            raise Stop(f"There is no {what} {name!r}; there are: {listed}{rest}", mend, USAGE)
+def _limits(said: Mapping[str, Any]) -> tuple[LimitRow, ...]:
+    rows: list[LimitRow] = []
+    if said["rpm"] is not None:
+        rows.append(("rpm", said["rpm"], None))
+    if said["tpm"] is not None:
+        rows.append(("tpm", said["tpm"], None))
+    if said["concurrency"] is not None:
+        rows.append(("concurrency", said["concurrency"], None))
+    return tuple(rows)
 
 
 def _end(expires: tuple[float | None, float | None] | None) -> float | None:
@@ -186,71 +218,36 @@ def _end(expires: tuple[float | None, float | None] | None) -> float | None:
     if expires is None:
         return None
     seconds, first = expires
-    if first is None:
-        return SystemClock().now() + (seconds or 0.0)
-    if first + DAY <= SystemClock().now():
-        raise Stop("That day is over.", "--expires 30d", USAGE)
-    return first + DAY
+    return SystemClock().now() + (seconds or 0.0) if first is None else first + DAY
 
 
-def _must_be_ours(name: str, snapshot: Snapshot, store: KeyStore) -> None:
-    if any(key.name == name for key in snapshot.keys):
+def _ours(name: str, snapshot: Snapshot, store: KeyStore) -> StoredKey:
+    """The key of the store, revoked or not."""
+    if declared(name, snapshot):
         mend = f"change keys: in {snapshot.source or 'the file'}, then reload"
         raise Stop(f"The key {name!r} is declared in the file.", mend, CONFLICT)
-    if all(key.name != name or key.revoked is not None for key in store.list()):
-        raise _missing(name, store)
+    with _usable(snapshot):
+        stored = {key.name: key for key in store.list()}
+    if name not in stored:
+        raise _missing(name, list(stored))
+    return stored[name]
 
 
-def _missing(name: str, store: KeyStore) -> Stop:
-    names = [key.name for key in store.list() if key.revoked is None]
+def _missing(name: str, names: Sequence[str]) -> Stop:
     near = difflib.get_close_matches(name, names, n=1)
     rest = f" Did you mean {near[0]}?" if near else ""
     return Stop(f"There is no key {name!r}.{rest}", "gateway keys list", NOT_FOUND)
 
 
-def _unwritable(snapshot: Snapshot, error: OSError) -> Stop:
-    what = f"The state directory {snapshot.server.state_dir} cannot be written: {error.strerror}."
-    return Stop(what, "gateway doctor", UNAVAILABLE)
+def _taken(name: str, store: KeyStore) -> Stop:
+    if any(key.name == name and key.revoked is not None for key in store.list()):
+        what = f"There was a key {name!r}; it was revoked, and the ledger knows it by this name."
+        return Stop(what, "choose another name", CONFLICT)
+    mend = f"gateway keys rotate {name}    (or choose another name)"
+    return Stop(f"There is a key {name!r} already.", mend, CONFLICT)
 
 
-def _stored(key: StoredKey, now: float) -> dict[str, Any]:
-    rotating = key.previous_until is not None and key.previous_until > now
-    return {
-        "name": key.name,
-        "id": key.id,
-        "state": key.state(now),
-        "role": key.role,
-        "tier": key.tier,
-        "team": key.team,
-        "chains": None if key.chains is None else list(key.chains),
-        "limits": {kind: limit for kind, limit, _ in key.limits},
-        "expires": key.expires,
-        "created": key.created,
-        "previous_until": key.previous_until if rotating else None,
-        "from": "store",
-    }
-
-
-def _declared(key: DeclaredKey, now: float) -> dict[str, Any]:
-    principal = key.principal
-    expired = key.expires is not None and key.expires <= now
-    return {
-        "name": key.name,
-        "id": None,
-        "state": "expired" if expired else "active",
-        "role": principal.role,
-        "tier": None,
-        "team": principal.team,
-        "chains": None if principal.chains is None else list(principal.chains),
-        "limits": {a.kind: a.limit for a in principal.accounts if a.scope == "key"},
-        "expires": key.expires,
-        "created": None,
-        "previous_until": None,
-        "from": "file",
-    }
-
-
-def _row(key: dict[str, Any]) -> Sequence[Any]:
+def _row(key: KeyTold) -> Sequence[Any]:
     limits = " ".join(f"{kind}={limit}" for kind, limit in key["limits"].items())
     return (
         key["name"],
@@ -261,6 +258,14 @@ def _row(key: dict[str, Any]) -> Sequence[Any]:
         key["team"] or "",
         "all" if key["chains"] is None else ",".join(key["chains"]),
         limits,
-        iso(key["expires"]) if key["expires"] else "",
-        key["from"],
+        key["expires"] or "",
+        key["source"],
     )
+
+
+def _moments(key: KeyTold) -> dict[str, str | None]:
+    return {
+        "created": key["created"],
+        "revoked": key["revoked"],
+        "old secret until": key["previous_until"],
+    }

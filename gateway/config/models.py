@@ -410,6 +410,8 @@ class ServerSection(Section):
     """Metrics and admin API; always needs a key."""
     workers: Workers = ServerSettings().workers
     """Processes that share the API port; auto is one for each core."""
+    admin_keys: Truth = ServerSettings().admin_keys
+    """Keys may also be made, rotated and revoked over the admin API."""
     max_body: Size = ServerSettings().max_body
     """The largest request body; above it 413."""
     max_in_flight: Small = ServerSettings().max_in_flight

@@ -502,6 +502,7 @@ class Resolver:
             admin_host=server.admin.host,
             admin_port=server.admin.port,
             workers=server.workers,
+            admin_keys=server.admin_keys,
             max_body=server.max_body,
             max_in_flight=server.max_in_flight,
             queue_length=server.queue.length,

@@ -10,6 +10,7 @@ from typing import Literal
 
 from gateway.core.alerts import Mover, SpendRule
 from gateway.core.attempt import Attempt, Exchange
+from gateway.core.audit import AuditLine
 from gateway.core.usage import Cost
 from gateway.wire import json
 
@@ -119,6 +120,13 @@ class SpendAlert:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """The audit log has a line more: told elsewhere, it bears witness to the chain."""
+
+    line: AuditLine
+
+
 Event = (
     RequestEnded
     | AttemptEnded
@@ -129,4 +137,5 @@ Event = (
     | StateTrouble
     | StoreMoved
     | SpendAlert
+    | Audited
 )

@@ -7,17 +7,76 @@ apart by its shape alone.
 
 import base64
 import hashlib
+import re
 import secrets
 import zlib
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
-from gateway.core.principal import Credential
-from gateway.core.target import Secret
+from gateway.core.audit import AuditLine
+from gateway.core.principal import Credential, Role
+from gateway.core.target import AccountKind, Secret
 
 PUBLIC = "abcdefghijklmnopqrstuvwxyz0123456789"
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 LENGTH = 3 + 8 + 1 + 43 + 1 + 6
 JWT = "eyJ"  # `{"` in base64url
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
+
+LimitRow = tuple[AccountKind, int, int | None]
+"""A limit of the key's own: kind, limit, burst."""
+
+
+class KeyTaken(ValueError):
+    """A key of that name exists already, or did: a name is given once."""
+
+
+class NoSuchKey(LookupError):
+    """There is no key of that name, or it was revoked."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyTerms:
+    """What a stored key is for and what it may; `expires` epoch seconds, `chains` None: all."""
+
+    tier: str | None = None
+    team: str | None = None
+    chains: tuple[str, ...] | None = None
+    limits: tuple[LimitRow, ...] = ()
+    role: Role = "client"
+    expires: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredKey:
+    """A key of the store; times in epoch seconds. `previous` counts until `previous_until`."""
+
+    name: str
+    id: str
+    digest: bytes
+    previous: bytes | None
+    previous_until: float | None
+    tier: str | None
+    team: str | None
+    chains: tuple[str, ...] | None
+    limits: tuple[LimitRow, ...]
+    role: Role
+    expires: float | None
+    created: float
+    revoked: float | None
+
+    @property
+    def terms(self) -> KeyTerms:
+        return KeyTerms(self.tier, self.team, self.chains, self.limits, self.role, self.expires)
+
+    def state(self, now: float) -> Literal["active", "expired", "revoked"]:
+        if self.revoked is not None:
+            return "revoked"
+        return "expired" if self.expires is not None and self.expires <= now else "active"
+
+    def overlaps(self, now: float) -> bool:
+        """Whether the secret before the last rotation still works."""
+        return self.previous_until is not None and self.previous_until > now
 
 
 class MadeKey(NamedTuple):
@@ -26,6 +85,18 @@ class MadeKey(NamedTuple):
     secret: Secret
     id: str
     digest: bytes
+
+
+class Change(NamedTuple):
+    """What became of a stored key, and the line that says so; nothing if it was so already.
+
+    `made` holds its secret, where a new one was made.
+    """
+
+    key: StoredKey
+    what: Literal["created", "changed", "unchanged", "rotated", "revoked"]
+    line: AuditLine | None = None
+    made: MadeKey | None = None
 
 
 def make_key(id: str | None = None) -> MadeKey:

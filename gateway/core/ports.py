@@ -18,12 +18,15 @@ from gateway.core.attempt import (
     Reservation,
     StreamEvent,
 )
+from gateway.core.audit import Act, AuditLine
 from gateway.core.events import Event
 from gateway.core.kept import Ending, Held, Kept, Owner
+from gateway.core.keys import Change, KeyTerms, StoredKey
 from gateway.core.plan import Standing
 from gateway.core.principal import Credential, Principal
 from gateway.core.request import Hints, Request
 from gateway.core.target import Account, Failure, Target, Timeouts
+from gateway.core.usage import Spending
 from gateway.errors import GatewayError
 from gateway.wire import json
 
@@ -120,6 +123,60 @@ class Keys(Protocol):
             gateway.errors.NotAllowed: a team or tier that is not in the file.
             gateway.errors.Overloaded: the issuer's keys are not here yet.
         """
+        ...
+
+
+class Register(Protocol):
+    """The keys of the store, for operators. A change and its line in the audit log are one.
+
+    Raises:
+        gateway.errors.Overloaded: `store_unavailable`; nothing was changed.
+    """
+
+    def stored(self) -> Sequence[tuple[StoredKey, Principal | None]]:
+        """All, oldest first, and whom each makes the caller; None: nobody."""
+        ...
+
+    async def find(self, name: str) -> StoredKey | None: ...
+
+    async def put(self, name: str, terms: KeyTerms, who: str, config: str) -> Change:
+        """Made, changed, or as it was. Raises gateway.core.keys.KeyTaken: it was revoked."""
+        ...
+
+    async def rotate(self, name: str, overlap: float, who: str, config: str) -> Change:
+        """Both secrets count for `overlap` seconds. Raises gateway.core.keys.NoSuchKey."""
+        ...
+
+    async def revoke(self, name: str, who: str, config: str) -> Change:
+        """From now on nobody; twice is once. Raises gateway.core.keys.NoSuchKey."""
+        ...
+
+
+class Audit(Protocol):
+    """Who did what, append-only (gateway.core.audit)."""
+
+    def note(self, act: Act) -> None:
+        """Keep it; never waits. Of refusals and failed logins a sample is kept."""
+        ...
+
+    async def write(self) -> None:
+        """Write what was noted; trouble is heard, not raised."""
+        ...
+
+    async def read(self, most: int, before: int | None = None) -> Sequence[AuditLine]:
+        """The last lines (those below the number `before`), newest first.
+
+        Raises:
+            gateway.errors.Overloaded: `store_unavailable`.
+        """
+        ...
+
+
+class Books(Protocol):
+    """What was spent, for whoever spent it."""
+
+    async def spending(self, key: str) -> Spending:
+        """Of one key. Raises gateway.errors.Overloaded: `store_unavailable`, or too many ask."""
         ...
 
 

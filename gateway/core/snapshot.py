@@ -23,6 +23,7 @@ class ServerSettings:
     admin_host: str = "127.0.0.1"
     admin_port: int = 8081
     workers: int | Literal["auto"] = 1
+    admin_keys: bool = False
     max_body: int = 20 * 1024 * 1024
     max_in_flight: int = 2000
     queue_length: int = 256

@@ -6,6 +6,8 @@ input, reasoning tokens of the output; each token is priced once.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
+from typing import NamedTuple
 
 from gateway.wire import json
 
@@ -129,3 +131,23 @@ def in_force(prices: Sequence[Price], now: float) -> Price | None:
         if price.since <= now:
             return price
     return None
+
+
+class Spent(NamedTuple):
+    """What a key has spent from a day (UTC) on. `unknown`: calls without a price."""
+
+    since: date
+    requests: int
+    attempts: int
+    input: int
+    output: int
+    nano_usd: int
+    unknown: int
+
+
+class Spending(NamedTuple):
+    """`total`: as far back as the ledger's sums go, 400 days."""
+
+    today: Spent
+    month: Spent
+    total: Spent

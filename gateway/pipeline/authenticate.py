@@ -1,7 +1,8 @@
 """Credential -> Principal, before the body is read; an address that guesses is held off."""
 
 from gateway.clock import Clock
-from gateway.core.ports import Call, Keys
+from gateway.core.audit import Act
+from gateway.core.ports import Audit, Call, Keys
 from gateway.core.principal import Principal
 from gateway.errors import RateLimited, Unauthenticated
 
@@ -15,13 +16,15 @@ class Authenticate:
 
     Args:
         keys: who shows a key.
+        audit: told of keys and tokens that open nothing.
         tokens: who shows a JWT; None: no issuer is configured, and it is a key like any other.
     """
 
-    def __init__(self, keys: Keys, clock: Clock, tokens: Keys | None = None) -> None:
+    def __init__(self, keys: Keys, clock: Clock, audit: Audit, tokens: Keys | None = None) -> None:
         self._keys = keys
         self._tokens = tokens
         self._clock = clock
+        self._audit = audit
         self._failures: dict[str, int] = {}
         self._ends = 0.0  # when the minute that is counted is over
 
@@ -46,6 +49,7 @@ class Authenticate:
             raise Unauthenticated(
                 "No API key was sent. Send yours as 'Authorization: Bearer <key>'."
             )
+        self._audit.note(failed_login(call, "invalid_api_key"))
         raise Unauthenticated("This API key is not valid: unknown, expired or revoked.")
 
     async def _signed(self, tokens: Keys, call: Call) -> Principal:
@@ -54,6 +58,7 @@ class Authenticate:
         if principal is not None:
             return principal
         self._count(call.address)
+        self._audit.note(failed_login(call, "invalid_api_key"))
         raise Unauthenticated(
             "This token is not valid: no key of an issuer that this gateway trusts has signed it."
         )
@@ -74,3 +79,9 @@ class Authenticate:
             self._failures.clear()
         if len(self._failures) < ADDRESSES or address in self._failures:
             self._failures[address] = self._failures.get(address, 0) + 1
+
+
+def failed_login(call: Call, result: str) -> Act:
+    """For the audit. The public part of the key is as it was shown, which proves nothing."""
+    shown = call.credential.id if call.credential is not None else None
+    return Act("unknown", "login", f"{call.address} gk_{shown}" if shown else call.address, result)

@@ -7,31 +7,33 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from hmac import compare_digest
+from importlib.metadata import version
 from typing import Any
-from urllib.parse import parse_qs, quote
+from urllib.parse import quote
 
 from gateway.clock import Clock
-from gateway.core.principal import OPEN_TO
+from gateway.core.audit import FORBIDDEN, Act
+from gateway.core.principal import OPEN_TO, Credential, Principal
 from gateway.core.snapshot import ServerSettings
 from gateway.core.target import Secret
-from gateway.errors import InvalidRequest, NotAllowed, NotFound, Unauthenticated
-from gateway.server import merged
+from gateway.errors import NotAllowed, NotFound, Unauthenticated
+from gateway.server import key_desk, merged, openapi
+from gateway.server.asked import body_of, query_of
 from gateway.server.connection import Bounds
 from gateway.server.crew import PATIENCE, VERB_PATIENCE, Crew
 from gateway.server.desk import BOUNDS, Desk
-from gateway.server.doors import Admin, Current, Override
+from gateway.server.doors import Admin, Current
 from gateway.server.health import alive, readiness
 from gateway.server.incoming import Incoming
 from gateway.server.lane import Asked, head_of
 from gateway.server.reply import Outgoing
 from gateway.server.routes import ADMIN, Route, Table
 from gateway.wire import json
+from gateway.wire.admin import AuditQuery, BreakerBody, LimitsQuery, RequestsQuery
 
 MOST_BODY = 64 * 1024
-LISTED = 50  # requests shown when nobody says how many
-MOST_LISTED = 1000
 EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
-OVERRIDES: Mapping[str, Override] = {"open": "open", "closed": "closed", "auto": "auto"}
+OPERATOR = "operator"  # whoever has GATEWAY_ADMIN_KEY, in the audit log
 
 Answer = Mapping[str, Any]
 
@@ -65,6 +67,8 @@ class AdminDesk(Desk):
             "chains": self._chains,
             "limits": self._limits,
             "config": self._config,
+            "audit": self._audit,
+            "openapi": self._openapi,
             "reload": self._reload,
             "drain": self._drain,
             "breaker": self._breaker,
@@ -80,25 +84,32 @@ class AdminDesk(Desk):
                 reply.whole(*readiness(doors, draining=self.api_draining))
             return
         call.headed(head_of(message))
-        await self._allow(call, route)
+        who = await self._allow(call, route)
         if route is None:
             raise self.table.missing(message.method, message.path)
         if route.handler == "metrics":
             reply.whole(200, await self._exposition(doors.admin), content_type=EXPOSITION)
             return
-        query = message.path.partition("?")[2]
-        told = await self._answers[route.handler](call, name, query)
-        reply.whole(200, json.dumps(told), {"cache-control": "no-store"})
+        query = message.path.partition("?")[2].partition("#")[0]
+        status, told = 200, None
+        if route.handler in key_desk.HANDLERS:
+            asked = (self.settings, route.handler, call, name, query, who)
+            status, told = await key_desk.answer(doors.admin, *asked)
+        else:
+            told = await self._answers[route.handler](call, name, query)
+        if who and (act := _verb(who, route.handler, name, told)) is not None:
+            await doors.admin.witness(act)
+        reply.whole(status, json.dumps(told), {"cache-control": "no-store"})
 
-    async def _allow(self, call: Incoming, route: Route | None) -> None:
-        """The admin key, or a caller's key or token of the right role.
+    async def _allow(self, call: Incoming, route: Route | None) -> str:
+        """The admin key, or a caller's key or token of the right role: whom the audit is to name.
 
         Raises:
             Unauthenticated, NotAllowed.
         """
         doors = self.current.doors
         if route is not None and route.role == "metrics" and doors.public_metrics:
-            return
+            return ""
         credential = call.credential
         if credential is None:
             raise Unauthenticated(
@@ -106,14 +117,17 @@ class AdminDesk(Desk):
                 " admin, as 'Authorization: Bearer <key>'."
             )
         if self._digest and compare_digest(credential.digest, self._digest):
-            return
+            return OPERATOR
         principal = await doors.authenticate(call)
-        if route is None and principal.role in OPEN_TO["admin"]:
-            return
+        who = _name(credential, principal)
+        if principal.role in OPEN_TO["admin"] or (
+            route is not None and route.admits(principal.role)
+        ):
+            return who
+        doors.admin.note(Act(who, "login", f"{call.address} admin port", FORBIDDEN))
         if route is None:
             raise NotAllowed("This key has no right to the admin port: its role is not admin.")
-        if not route.admits(principal.role):
-            raise route.refused(principal.role)
+        raise route.refused(principal.role)
 
     @property
     def _admin(self) -> Admin:
@@ -153,10 +167,7 @@ class AdminDesk(Desk):
         return await self._with_siblings(merged.status, self._admin.status(), "/admin/status")
 
     async def _requests(self, call: Incoming, name: str, query: str) -> Answer:
-        asked = parse_qs(query).get("limit", [str(LISTED)])[0]
-        if not asked.isdecimal() or len(asked) > 6:
-            raise InvalidRequest("'limit' must be a whole number.", param="limit")
-        n = max(1, min(int(asked), MOST_LISTED))
+        n = query_of(query, RequestsQuery).limit
         own = {"requests": list(self._admin.recent(n))}
         fold = merged.requests(n)
         return await self._with_siblings(fold, own, f"/admin/requests?limit={n}")
@@ -174,10 +185,22 @@ class AdminDesk(Desk):
         return await self._with_siblings(merged.chains, self._admin.chains(), "/admin/chains")
 
     async def _limits(self, call: Incoming, name: str, query: str) -> Answer:
-        return await self._with_siblings(merged.limits, self._admin.limits(), "/admin/limits")
+        asked = query_of(query, LimitsQuery)
+        told = self._admin.limits(asked.key, asked.limit)
+        if told is None:
+            raise NotFound("There is no such key. GET /admin/keys lists them.", param="key")
+        target = f"/admin/limits?limit={asked.limit}" + (f"&key={asked.key}" if asked.key else "")
+        return await self._with_siblings(merged.limits, told, target)
 
     async def _config(self, call: Incoming, name: str, query: str) -> Answer:
         return self._admin.config()
+
+    async def _audit(self, call: Incoming, name: str, query: str) -> Answer:
+        asked = query_of(query, AuditQuery)
+        return await self._admin.audit(asked.limit, asked.before)
+
+    async def _openapi(self, call: Incoming, name: str, query: str) -> Answer:
+        return openapi.document(version("llm-gateway"))
 
     async def _reload(self, call: Incoming, name: str, query: str) -> Answer:
         own = await self._admin.reload()
@@ -189,16 +212,7 @@ class AdminDesk(Desk):
         return {"status": "draining"}
 
     async def _breaker(self, call: Incoming, name: str, query: str) -> Answer:
-        try:
-            asked = json.loads(await call.body())
-        except json.JSONError:
-            asked = None
-        word = asked.get("set") if isinstance(asked, dict) else None
-        to = OVERRIDES.get(word) if isinstance(word, str) else None
-        if to is None:
-            raise InvalidRequest(
-                'The body must be {"set": "open"}, "closed" or "auto".', param="set"
-            )
+        to = (await body_of(call, BreakerBody)).set
         told = self._admin.breaker(name, to)
         if told is None:
             raise NotFound("There is no such target.")
@@ -220,8 +234,9 @@ class PrivateDesk(AdminDesk):
         super().__init__(current, settings, clock, Secret(""), None, bounds)
         self._keeper = keeper
 
-    async def _allow(self, call: Incoming, route: Route | None) -> None:
-        """Who can open the socket is this user."""
+    async def _allow(self, call: Incoming, route: Route | None) -> str:
+        """Who can open the socket is this user; the sibling that was asked tells the audit."""
+        return ""
 
     async def _exposition(self, admin: Admin) -> bytes:
         def tell() -> bytes:
@@ -230,3 +245,22 @@ class PrivateDesk(AdminDesk):
             return figures
 
         return await asyncio.to_thread(tell)
+
+
+def _name(credential: Credential, principal: Principal) -> str:
+    """The public part of a key of ours; of a foreign one its name."""
+    return f"gk_{credential.id}" if credential.id is not None else principal.key_id
+
+
+def _verb(who: str, handler: str, name: str, told: Answer) -> Act | None:
+    """What the audit log is told of what was done; keys tell it in their own transaction."""
+    match handler:
+        case "reload":
+            result = "refused: it has mistakes" if told["problem"] else "ok"
+            return Act(who, "reload", str(told["config"]), result)
+        case "drain":
+            return Act(who, "drain")
+        case "breaker":
+            return Act(who, "breaker", name, f"ok, {told['set']}")
+        case _:
+            return None

@@ -4,11 +4,21 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from gateway.core.audit import Act
 from gateway.core.events import Event
 from gateway.core.kept import Ending
+from gateway.core.keys import KeyTerms
 from gateway.core.ports import Call, Reply
 from gateway.core.principal import Principal
 from gateway.core.request import Hints
+from gateway.wire.admin import (
+    AuditTold,
+    ChangedKeyTold,
+    KeysTold,
+    KeyTold,
+    LimitsTold,
+    MadeKeyTold,
+)
 
 Override = Literal["open", "closed", "auto"]
 
@@ -24,8 +34,34 @@ class Walk(Protocol):
     async def __call__(self, call: Call, reply: Reply) -> None: ...
 
 
+class KeyRoom(Protocol):
+    """The keys, for operators. `who` stands in the audit log.
+
+    Raises:
+        gateway.errors.InvalidRequest, NotFound, Conflict: what is asked for cannot be.
+        gateway.errors.Overloaded: the store cannot be used.
+    """
+
+    def page(self, after: str | None, most: int) -> KeysTold:
+        """By name, those behind `after`."""
+        ...
+
+    async def one(self, name: str) -> KeyTold | None: ...
+
+    async def put(self, name: str, terms: KeyTerms, who: str) -> MadeKeyTold:
+        """The key as `terms` have it; a secret only where one was made."""
+        ...
+
+    async def rotate(self, name: str, overlap: float, who: str) -> MadeKeyTold: ...
+
+    async def revoke(self, name: str, who: str) -> ChangedKeyTold: ...
+
+
 class Admin(Protocol):
-    """What operators may see and do. Everything that is returned is JSON and holds no secret."""
+    """What operators may see and do. What is returned is JSON; a secret only where one is made."""
+
+    @property
+    def keys(self) -> KeyRoom: ...
 
     def status(self) -> Mapping[str, Any]: ...
 
@@ -39,7 +75,21 @@ class Admin(Protocol):
 
     def chains(self) -> Mapping[str, Any]: ...
 
-    def limits(self) -> Mapping[str, Any]: ...
+    def limits(self, key: str | None, most: int) -> LimitsTold | None:
+        """Headroom of at most `most` accounts, or of a key and its team; None: no such key."""
+        ...
+
+    async def audit(self, most: int, before: int | None) -> AuditTold:
+        """The last lines of the audit log; raises gateway.errors.Overloaded."""
+        ...
+
+    def note(self, act: Act) -> None:
+        """For the audit log; never waits."""
+        ...
+
+    async def witness(self, act: Act) -> None:
+        """For the audit log, written before this returns if it can be written at all."""
+        ...
 
     def config(self) -> Mapping[str, Any]: ...
 
@@ -78,6 +128,7 @@ class Doors:
     Args:
         chat, embeddings: a road each.
         models: the names a caller may use, in order.
+        usage: what a caller spent and what it has left, of itself alone.
         authenticate: who calls; raises a GatewayError.
         end: end the call under an Idempotency-Key of the caller's; None: there is none.
         heard: told of requests the road never saw.
@@ -89,6 +140,7 @@ class Doors:
     chat: Walk
     embeddings: Walk
     models: Callable[[Principal], Sequence[str]]
+    usage: Callable[[Principal], Awaitable[Mapping[str, Any]]]
     authenticate: Callable[[Call], Awaitable[Principal]]
     end: Callable[[Principal, Hints, str], Awaitable[Ending | None]]
     heard: Callable[[Event], None]

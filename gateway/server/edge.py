@@ -80,6 +80,8 @@ class Edge(Desk):
                 raise route.refused(principal.role)
             if route.handler == "end":
                 body = await _end(doors, principal, call.hints, name)
+            elif route.handler == "usage":
+                body = json.dumps(await doors.usage(principal))
             else:
                 body = _models(doors, principal, route, name)
             reply.whole(200, body)

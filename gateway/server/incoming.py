@@ -113,4 +113,7 @@ def _with_model(body: bytes, deployment: str) -> bytes:
 
 
 def _too_large(most: int) -> TooLarge:
-    return TooLarge(f"The body is longer than {most} bytes (server.max_body).")
+    return TooLarge(
+        f"The body is longer than {most} bytes: so many the API takes (server.max_body), and the"
+        " operators' port 65536."
+    )

@@ -88,9 +88,11 @@ def limits(told: Told) -> Answer:
     for one in _there(told):
         for row in one["limits"]:
             least = rows.setdefault(row["account"], dict(row))
+            least["used"] = max(least["used"], row["used"])
             least["remaining"] = min(least["remaining"], row["remaining"])
             least["reset_s"] = max(least["reset_s"], row["reset_s"])
-    return {"limits": list(rows.values()), **_untold(told)}
+    more = any(one["more"] for one in _there(told))
+    return {"limits": list(rows.values()), "more": more, **_untold(told)}
 
 
 def requests(most: int) -> Fold:

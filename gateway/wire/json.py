@@ -5,7 +5,7 @@ are decoded with types (`decode`), and `join` puts the object together again, so
 name cannot be authorised as one thing and served as another.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -82,6 +82,31 @@ def decode(data: bytes | Raw, type: type[T]) -> T:
         return msgspec.json.decode(data, type=type)
     except BROKEN as error:
         raise JSONError(_reason(error)) from None
+
+
+def convert(value: Any, type: type[T]) -> T:
+    """Words of a query as `type`, checked; numbers and truths may be spelled as text.
+
+    Raises:
+        JSONError: says what was expected and where, never what was found.
+    """
+    try:
+        return msgspec.convert(value, type, strict=False)
+    except msgspec.ValidationError as error:
+        raise JSONError(_reason(error)) from None
+
+
+def schemas(types: Iterable[Any], template: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The JSON Schema (2020-12) of each type, and what they refer to, by name.
+
+    `template` is a reference, `{name}` in it: `#/components/schemas/{name}`.
+    """
+    return msgspec.json.schema_components(types, ref_template=template)
+
+
+def required(type: type[Struct]) -> tuple[str, ...]:
+    """The fields without a default."""
+    return tuple(field.name for field in msgspec.structs.fields(type) if field.required)
 
 
 def loads(data: bytes | Raw) -> Any:

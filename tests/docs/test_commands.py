@@ -16,7 +16,7 @@ from tests.docs.pages import SPAN, blocks, lines_of, name_of, pages, prose
 from tests.support.house import ADMIN_KEY, Running
 
 NOT_RUN = {"serve", "demo"}  # tests/end_to_end runs them
-ASK_A_GATEWAY = {"chat", "healthcheck", "status", "why"}
+ASK_A_GATEWAY = {"chat", "healthcheck", "limits", "status", "why"}
 INSIDE = re.compile(r"\$\((gateway [^)]*)\)")
 CLEAN = dict.fromkeys(
     ("GATEWAY_CONFIG", "GATEWAY_API_KEY", "OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY",
@@ -142,7 +142,7 @@ def test_what_may_be_run_is_run(
         )
     if words[0] == "init":
         Path("gateway.yaml").unlink()
-    if words[:2] in (["keys", "rotate"], ["keys", "revoke"]):
+    if words[:2] in (["keys", "rotate"], ["keys", "revoke"], ["keys", "show"]):
         made = CliRunner().invoke(cli, ["keys", "create", words[2]], env=env)
         assert made.exit_code == 0, made.output
     words = ["smart" if w == "MODEL" else w for w in words]

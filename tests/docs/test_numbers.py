@@ -6,11 +6,12 @@ from gateway.core.snapshot import ServerSettings
 from gateway.core.target import Chain, Retry
 from gateway.errors import RETRY_WORTH_WAITING
 from gateway.pipeline import answer, attempt, authenticate, estimate, plan, queue, tell
-from gateway.server import admin, crew, hints, workers
+from gateway.server import crew, hints, workers
 from gateway.server.connection import Bounds
 from gateway.server.facades import chat, embeddings
-from gateway.state.embedded import health, ledger, stories
+from gateway.state.embedded import audit, health, ledger, stories
 from gateway.telemetry import logs
+from gateway.wire import admin
 from tests.docs.pages import page
 
 BOUNDS = Bounds()
@@ -60,10 +61,14 @@ PHRASES = {
         f"sibling within {ledger.TIDY:.0f} s",
         f"whole up to {logs.PIECE // 1024} KiB",
     ),
-    "operations": (
+    "admin-api": (
         f"at most {admin.MOST_LISTED:,}",
         f"limit={admin.LISTED}",
+        f"{admin.OVERLAP:,} if not said",
+        f"{audit.A_SECOND} a second and {audit.AN_HOUR} an hour",
+        f"{audit.KEPT // audit.DAY} days, at most {audit.MOST:,}",
     ),
+    "keys-and-access": (f"at most {admin.MOST_OVERLAP // 86_400} days",),
 }
 
 

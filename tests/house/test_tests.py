@@ -12,8 +12,10 @@ SERVER = "tests/integration/server"
 ELSEWHERE = {
     "gateway/__main__.py": "tests/end_to_end/test_two_commands.py",
     "gateway/app/house.py": "tests/integration/test_fallback.py",
-    "gateway/app/operator.py": "tests/docs/test_commands.py",
+    "gateway/app/key_room.py": "tests/integration/test_admin_api.py",
+    "gateway/app/operator.py": "tests/integration/test_admin_api.py",
     "gateway/app/source.py": "tests/integration/test_fallback.py",
+    "gateway/app/usage.py": "tests/integration/test_admin_api.py",
     "gateway/cli/check.py": "tests/unit/config/test_schema.py",
     "gateway/cli/config.py": "tests/unit/config/test_schema.py",
     "gateway/cli/demo.py": "tests/end_to_end/test_two_commands.py",
@@ -34,6 +36,7 @@ ELSEWHERE = {
     "gateway/core/usage.py": "tests/unit/pipeline/test_settle.py",
     "gateway/errors.py": f"{SERVER}/test_openai_sdk.py",
     "gateway/server/admin.py": f"{SERVER}/test_admin_port.py",
+    "gateway/server/asked.py": f"{SERVER}/test_admin_port.py",
     "gateway/server/connection.py": f"{SERVER}/test_connections.py",
     "gateway/server/credential.py": "tests/unit/server/test_hints.py",
     "gateway/server/desk.py": f"{SERVER}/test_front_door.py",
@@ -41,8 +44,10 @@ ELSEWHERE = {
     "gateway/server/edge.py": f"{SERVER}/test_front_door.py",
     "gateway/server/health.py": f"{SERVER}/test_front_door.py",
     "gateway/server/incoming.py": f"{SERVER}/test_front_door.py",
+    "gateway/server/key_desk.py": f"{SERVER}/test_admin_port.py",
     "gateway/server/reply.py": f"{SERVER}/test_streams.py",
     "gateway/server/serve.py": f"{SERVER}/test_drain.py",
+    "gateway/state/embedded/key_rows.py": "tests/unit/state/embedded/test_register.py",
 }
 """Modules without a unit test of their own, and the test that covers them all the same."""
 

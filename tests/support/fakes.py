@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from gateway.clock import Bell, Clock, Deadline
 from gateway.core.attempt import Attempt, Exchange, Line, Opening, StreamEvent
+from gateway.core.audit import Act, AuditLine
 from gateway.core.events import Event, RequestEnded
 from gateway.core.kept import Ending, Held, Kept, Owner
 from gateway.core.plan import WELL, Facts, Standing, State
@@ -578,6 +579,22 @@ class FakeCall:
         return self.said
 
 
+class FakeAudit:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.acts: list[Act] = []
+
+    def note(self, act: Act) -> None:
+        self.acts.append(act)
+
+    async def write(self) -> None:
+        return None
+
+    async def read(self, most: int, before: int | None = None) -> Sequence[AuditLine]:
+        return []
+
+
 class FakeVoice:
     def __init__(self, *, stream: bool) -> None:
         self.content_type = "text/event-stream" if stream else "application/json"
@@ -735,7 +752,7 @@ class World:
             self.snapshot,
         )
         self.keys = FakeKeys(principal)
-        self.authenticate = Authenticate(self.keys, clock)
+        self.authenticate = Authenticate(self.keys, clock, FakeAudit())
         self._ids = 0
 
     def road(self, request: Request) -> Road:

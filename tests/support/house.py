@@ -20,7 +20,8 @@ ADMIN_KEY = "admin-key-of-the-tests"
 class Running:
     """`with Running(yaml, folder) as gateway:` serves on free ports until the block ends.
 
-    `{state}` in the text is replaced by the folder; `server:` is added.
+    `{state}` in the text is replaced by the folder; `server:` is added, and in it what `server`
+    says, as in ", admin_keys: true".
     """
 
     def __init__(
@@ -29,9 +30,12 @@ class Running:
         folder: Path,
         env: Mapping[str, str] | None = None,
         listeners: tuple[Listener, ...] = (),
+        *,
+        server: str = "",
     ) -> None:
         head = (
-            "server: {listen: 127.0.0.1:0, admin: 127.0.0.1:0, lame_duck: 0s, drain: 5s}\n"
+            "server: {listen: 127.0.0.1:0, admin: 127.0.0.1:0, lame_duck: 0s, drain: 5s"
+            f"{server}}}\n"
             f"state: {{dir: {folder}}}\n"
         )
         self._source = Source(env or {}, text=head + text, name="test.yaml")

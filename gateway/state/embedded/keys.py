@@ -7,70 +7,49 @@ never held one: revoking or outliving the last key must not open the door.
 import hmac
 import sqlite3
 from collections.abc import Callable, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import NamedTuple
 
 from gateway.clock import Clock
 from gateway.core.events import Event, StateTrouble
-from gateway.core.keys import MadeKey, make_key
+from gateway.core.keys import (
+    Change,
+    KeyTerms,
+    LimitRow,
+    MadeKey,
+    StoredKey,
+)
 from gateway.core.principal import LOCAL, Credential, Principal, Role
 from gateway.core.snapshot import Snapshot
 from gateway.core.target import Account, AccountKind
-from gateway.state.embedded.sqlite import Store, connect, look, transaction
-from gateway.wire import json
+from gateway.state.embedded import key_rows
+from gateway.state.embedded.key_rows import By
+from gateway.state.embedded.sqlite import Store, looked_into, opened
 
 POLL = 0.5  # seconds: a key made or revoked by another process counts within 1 s
 DUMMY = bytes(32)  # compared with where there is no such key: the same work
 
-LimitRow = tuple[AccountKind, int, int | None]
-"""A limit of the key's own: kind, limit, burst."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredKey:
-    """A key of the store; times in epoch seconds. `previous` counts until `previous_until`."""
-
-    name: str
-    id: str
-    digest: bytes
-    previous: bytes | None
-    previous_until: float | None
-    tier: str | None
-    team: str | None
-    chains: tuple[str, ...] | None
-    limits: tuple[LimitRow, ...]
-    role: Role
-    expires: float | None
-    created: float
-    revoked: float | None
-
-    def state(self, now: float) -> Literal["active", "expired", "revoked"]:
-        if self.revoked is not None:
-            return "revoked"
-        return "expired" if self.expires is not None and self.expires <= now else "active"
-
-
-class KeyTaken(ValueError):
-    """A key of that name exists already."""
-
-
-class NoSuchKey(LookupError):
-    """There is no key of that name, or it was revoked."""
-
 
 class KeyStore:
-    """The keys in the store's file, for the CLI and the admin listener: blocking, short-lived.
+    """The keys in the store's file, for the command line: blocking, short-lived.
+
+    Every method raises OSError where the store cannot be used; its `strerror` says why.
 
     Args:
         folder: the state directory.
         clock: for what is written down.
+        who: whom the audit log names.
+        config: the configuration at hand, for the audit log.
     """
 
-    def __init__(self, folder: Path | str, clock: Clock) -> None:
+    def __init__(
+        self, folder: Path | str, clock: Clock, who: str = "operator", config: str = ""
+    ) -> None:
         self._folder = Path(folder)
         self._clock = clock
+        self._who = who
+        self._config = config
 
     def create(  # noqa: PLR0913 - a word for each option of the command
         self,
@@ -84,49 +63,37 @@ class KeyStore:
         role: Role = "client",
     ) -> MadeKey:
         """A new key; its secret exists nowhere but in the answer. Raises KeyTaken."""
-        made = make_key()
-        row = (
-            name, made.id, made.digest, None, None, tier, team,
-            None if chains is None else json.dumps(list(chains)),
-            json.dumps([list(row) for row in limits]), role, expires, self._clock.now(), None,
-        )  # fmt: skip
-        with closing(connect(self._folder)) as db, transaction(db):
-            try:
-                db.execute("INSERT INTO key VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-            except sqlite3.IntegrityError:
-                raise KeyTaken(name) from None
-            _changed(db)
-        return made
+        named = None if chains is None else tuple(chains)
+        terms = KeyTerms(tier, team, named, tuple(limits), role, expires)
+        with opened(self._folder) as db:
+            return _secret(key_rows.create(db, name, terms, self._by()))
 
     def list(self) -> "list[StoredKey]":
         """All of them, revoked ones too, oldest first."""
-        db = look(self._folder)
-        if db is None:
-            return []
-        with closing(db):
-            return _read(db)
+        with looked_into(self._folder) as db:
+            return [] if db is None else key_rows.every(db)
 
-    def revoke(self, name: str) -> None:
-        """From now on nobody; a running gateway follows within a second. Raises NoSuchKey."""
-        with closing(connect(self._folder)) as db, transaction(db):
-            _one(db, name)
-            db.execute(
-                "UPDATE key SET revoked = ?, previous = NULL WHERE name = ?",
-                (self._clock.now(), name),
-            )
-            _changed(db)
+    def revoke(self, name: str) -> bool:
+        """From now on nobody; a running gateway follows within a second. Raises NoSuchKey.
+
+        False: it was revoked before.
+        """
+        with opened(self._folder) as db:
+            return key_rows.revoke(db, name, self._by()).what == "revoked"
 
     def rotate(self, name: str, overlap: float = 86_400.0) -> MadeKey:
         """A new secret; the one before counts for `overlap` more seconds. Raises NoSuchKey."""
-        with closing(connect(self._folder)) as db, transaction(db):
-            key = _one(db, name)
-            made = make_key(key.id)
-            db.execute(
-                "UPDATE key SET digest = ?, previous = ?, previous_until = ? WHERE name = ?",
-                (made.digest, key.digest, self._clock.now() + overlap, name),
-            )
-            _changed(db)
-        return made
+        with opened(self._folder) as db:
+            return _secret(key_rows.rotate(db, name, overlap, self._by()))
+
+    def _by(self) -> By:
+        return By(self._who, self._clock.now(), self._config)
+
+
+def _secret(change: Change) -> MadeKey:
+    if change.made is None:
+        raise AssertionError("made without a secret")
+    return change.made
 
 
 class Entry(NamedTuple):
@@ -175,6 +142,14 @@ class EmbeddedKeys:
             return entry.principal
         return None
 
+    def stored(self) -> "list[tuple[StoredKey, Principal | None]]":
+        """The keys of the store as last read, and whom each makes the caller; None: nobody."""
+        return [(key, self._found(key)) for key in self._stored]
+
+    def _found(self, key: StoredKey) -> Principal | None:
+        entry = self._made.get(key.id)
+        return None if entry is None else entry.principal
+
     def use(self, snapshot: Snapshot) -> None:
         """A new configuration: the principals are made again, once for each key."""
         self._snapshot = snapshot
@@ -202,12 +177,16 @@ class EmbeddedKeys:
         except sqlite3.Error as error:
             self._heard(StateTrouble("embedded", "keys", type(error).__name__))
 
-    async def load(self) -> None:
+    async def load(self, *, afresh: bool = False) -> None:
         """As `poll`, for the start: without knowing the keys nobody may be served.
+
+        `afresh`: whatever SQLite says, which tells a connection nothing of its own changes.
 
         Raises:
             sqlite3.Error: the store cannot be read.
         """
+        if afresh:
+            self._seen = (-1, -1)
         found = await self._store.run(self._look)
         if found is not None:
             self._stored = found
@@ -222,7 +201,7 @@ class EmbeddedKeys:
         if changes == self._seen[1]:
             self._seen = (data, changes)
             return None
-        found = _read(db)
+        found = key_rows.every(db)
         self._seen = (data, changes)
         return found
 
@@ -279,38 +258,3 @@ def _accounts(key: StoredKey, of_tier: Sequence[LimitRow]) -> tuple[Account, ...
 
 def _end(expires: float | None) -> float:
     return float("inf") if expires is None else expires
-
-
-def _changed(db: sqlite3.Connection) -> None:
-    db.execute("UPDATE version SET value = value + 1 WHERE name = 'key'")
-
-
-def _one(db: sqlite3.Connection, name: str) -> StoredKey:
-    row = db.execute("SELECT * FROM key WHERE name = ? AND revoked IS NULL", (name,)).fetchone()
-    if row is None:
-        raise NoSuchKey(name)
-    return _key(row)
-
-
-def _read(db: sqlite3.Connection) -> list[StoredKey]:
-    return [_key(row) for row in db.execute("SELECT * FROM key ORDER BY created, name")]
-
-
-def _key(row: Sequence[Any]) -> StoredKey:
-    name, public, digest, previous, until, tier, team, chains, limits, role, *times = row
-    expires, created, revoked = times
-    return StoredKey(
-        name=name,
-        id=public,
-        digest=digest,
-        previous=previous,
-        previous_until=until,
-        tier=tier,
-        team=team,
-        chains=None if chains is None else tuple(json.loads(chains)),
-        limits=tuple(cast("LimitRow", tuple(row)) for row in json.loads(limits)),
-        role=role,
-        expires=expires,
-        created=created,
-        revoked=revoked,
-    )

@@ -16,13 +16,17 @@ from gateway.clock import Clock
 from gateway.core.events import Event, StateTrouble
 from gateway.core.snapshot import Snapshot
 from gateway.state.claims import GLANCE
+from gateway.state.embedded import audit
 from gateway.state.embedded.accounts import SqliteAccounts
 from gateway.state.embedded.alerts import LOOK, SpendWatch
 from gateway.state.embedded.answers import RENEW, EmbeddedAnswers
+from gateway.state.embedded.audit import AuditLog
+from gateway.state.embedded.books import EmbeddedBooks
 from gateway.state.embedded.health import LocalHealth
 from gateway.state.embedded.keys import POLL, EmbeddedKeys
 from gateway.state.embedded.lease import Lease
 from gateway.state.embedded.ledger import CLEAN, SHIP, SYNC, TIDY, EmbeddedLedger
+from gateway.state.embedded.register import EmbeddedRegister
 from gateway.state.embedded.sqlite import FILE, Store, prepare
 from gateway.state.embedded.stories import WRITE, Stories
 from gateway.state.journal import Journal
@@ -39,6 +43,9 @@ class EmbeddedState:
     limiter: Slices
     ledger: EmbeddedLedger
     keys: EmbeddedKeys
+    register: EmbeddedRegister
+    audit: AuditLog
+    books: EmbeddedBooks
     health: LocalHealth
     stories: Stories
     watch: SpendWatch
@@ -52,6 +59,7 @@ class EmbeddedState:
         self.health.use(snapshot.targets.values())
         self.stories.use(snapshot.config)
         self.watch.use(snapshot.alerts.spend)
+        self.audit.use(snapshot.config)
 
 
 @asynccontextmanager
@@ -82,7 +90,13 @@ async def open_state(
             raise OSError(errno.EIO, str(error), str(folder / FILE)) from None
         worker = os.urandom(8).hex()
         journal = Journal(folder, worker, heard=heard)
-        watch = SpendWatch(store, snapshot.alerts.spend, clock, heard)
+        log = AuditLog(store, snapshot.config, clock, heard)
+
+        def witnessed(event: Event) -> None:
+            heard(event)
+            log.heard(event)
+
+        watch = SpendWatch(store, snapshot.alerts.spend, clock, witnessed)
         ledger = EmbeddedLedger(journal, store, clock, heard, spent=watch.spent)
         try:
             recovered = await ledger.recover()
@@ -97,7 +111,18 @@ async def open_state(
             limiter = Slices(spare, worker, clock)
             answers = EmbeddedAnswers(store, clock, heard)
             state = EmbeddedState(
-                limiter, ledger, keys, health, stories, watch, answers, worker, recovered
+                limiter,
+                ledger,
+                keys,
+                EmbeddedRegister(store, keys, log, clock),
+                log,
+                EmbeddedBooks(store, clock),
+                health,
+                stories,
+                watch,
+                answers,
+                worker,
+                recovered,
             )
 
             async def clean() -> None:
@@ -107,6 +132,7 @@ async def open_state(
                     await accounts.tidy()
                     await watch.look_at_all()
                     await answers.clean()
+                    await log.clean()
 
             async with _Chores(clock, heard) as chores:
                 chores.every(TICK, limiter.tick)
@@ -119,9 +145,11 @@ async def open_state(
                 chores.every(LOOK, watch.look)
                 chores.every(RENEW, answers.renew)
                 chores.every(GLANCE, answers.look)
+                chores.every(audit.WRITE, log.write)
                 yield state
             await limiter.leave()
             await stories.write()
+            await log.write()
         finally:
             await ledger.leave()
     finally:

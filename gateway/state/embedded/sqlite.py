@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
@@ -106,6 +106,37 @@ def look(folder: Path) -> sqlite3.Connection | None:
         db.close()
         return None
     return db
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[sqlite3.Connection]:
+    """`connect` for a command: closed at the end.
+
+    Raises:
+        OSError: it cannot be used; `strerror` says why, such as "database is locked".
+    """
+    with _as_os_error(folder), closing(connect(folder)) as db:
+        yield db
+
+
+@contextmanager
+def looked_into(folder: Path) -> Iterator[sqlite3.Connection | None]:
+    """`look` alike."""
+    with _as_os_error(folder):
+        db = look(folder)
+        if db is None:
+            yield None
+            return
+        with closing(db):
+            yield db
+
+
+@contextmanager
+def _as_os_error(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise OSError(errno.EIO, str(error), str(folder / FILE)) from None
 
 
 def problem(error: Exception) -> str:

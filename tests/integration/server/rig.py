@@ -12,8 +12,10 @@ import uvloop
 
 from gateway.clock import SystemClock
 from gateway.core.attempt import StreamEvent
+from gateway.core.audit import Act
 from gateway.core.events import Event, RequestEnded
 from gateway.core.kept import Ending
+from gateway.core.keys import KeyTerms
 from gateway.core.ports import Call, Reply
 from gateway.core.principal import LOCAL, Principal
 from gateway.core.request import Hints
@@ -108,8 +110,38 @@ class FakeRoad:
 
 
 @dataclass
+class FakeKeyRoom:
+    """Every key is there; what is asked of it is told."""
+
+    told: list[Any]
+
+    def page(self, after: str | None, most: int) -> Mapping[str, Any]:
+        return {"keys": [], "next": None}
+
+    async def one(self, name: str) -> Mapping[str, Any] | None:
+        return {"name": name}
+
+    async def put(self, name: str, terms: KeyTerms, who: str) -> Mapping[str, Any]:
+        self.told.append((name, terms, who))
+        return {"key": {"name": name}, "changed": False}
+
+    async def rotate(self, name: str, overlap: float, who: str) -> Mapping[str, Any]:
+        self.told.append((name, overlap, who))
+        return {"key": {"name": name}, "changed": True, "secret": "gk_x"}
+
+    async def revoke(self, name: str, who: str) -> Mapping[str, Any]:
+        self.told.append((name, who))
+        return {"key": {"name": name}, "changed": True}
+
+
+@dataclass
 class FakeAdmin:
     told: list[Any] = field(default_factory=list)
+    acts: list[Act] = field(default_factory=list)
+
+    @property
+    def keys(self) -> FakeKeyRoom:
+        return FakeKeyRoom(self.told)
 
     def status(self) -> Mapping[str, Any]:
         return {"status": "ok"}
@@ -123,8 +155,17 @@ class FakeAdmin:
     def chains(self) -> Mapping[str, Any]:
         return {"chains": []}
 
-    def limits(self) -> Mapping[str, Any]:
-        return {"limits": []}
+    def limits(self, key: str | None, most: int) -> Mapping[str, Any] | None:
+        return None if key == "nobody" else {"limits": [], "more": False}
+
+    async def audit(self, most: int, before: int | None) -> Mapping[str, Any]:
+        return {"lines": [], "next": None}
+
+    def note(self, act: Act) -> None:
+        self.acts.append(act)
+
+    async def witness(self, act: Act) -> None:
+        self.acts.append(act)
 
     def config(self) -> Mapping[str, Any]:
         return {"config": "abc"}
@@ -161,6 +202,7 @@ class Gateway:
             chat=self.chat,
             embeddings=self.embeddings,
             models=lambda principal: ["default", "openai/gpt-4o"],
+            usage=self.usage,
             authenticate=self.authenticate,
             end=self.end,
             heard=self.events.append,
@@ -181,6 +223,9 @@ class Gateway:
                 if call.credential.digest == hashlib.sha256(key.encode()).digest():
                     return replace(LOCAL, key_id=role, role=role)
         raise Unauthenticated("This API key is not valid: unknown, expired or revoked.")
+
+    async def usage(self, principal: Principal) -> Mapping[str, Any]:
+        return {"object": "usage", "key": principal.key_id}
 
     @property
     def port(self) -> int:

@@ -1,6 +1,7 @@
 """`gateway keys`: made, listed, rotated, revoked; secrets on stdout, once."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ import pytest
 
 from gateway.cli.exits import CONFLICT, NOT_FOUND, UNAVAILABLE, USAGE
 from gateway.clock import SystemClock
-from gateway.core.keys import read_key
-from gateway.state.embedded.keys import KeyStore, StoredKey
+from gateway.core.keys import StoredKey, read_key
+from gateway.state.embedded.keys import KeyStore
 from tests.unit.cli.conftest import Run
 
 pytestmark = pytest.mark.usefixtures("config")
@@ -75,8 +76,8 @@ def test_the_list_holds_no_secret(run: Run, config: Path) -> None:
     assert digest not in done.stdout
     assert "rpm=5" in done.stdout
     app, bob = listed(run)
-    assert (app["name"], app["from"], app["team"]) == ("app", "file", "search")
-    assert (bob["name"], bob["from"], bob["state"]) == ("bob", "store", "active")
+    assert (app["name"], app["source"], app["team"]) == ("app", "file", "search")
+    assert (bob["name"], bob["source"], bob["state"]) == ("bob", "store", "active")
 
 
 def test_an_empty_list(run: Run) -> None:
@@ -85,13 +86,30 @@ def test_an_empty_list(run: Run) -> None:
     assert listed(run) == []
 
 
+def test_one_key_is_shown_without_its_secret(run: Run) -> None:
+    secret = run("keys", "create", "bob", "--tier", "free", "--rpm", "5").stdout.strip()
+    shown = run("keys", "show", "bob")
+    assert shown.exit_code == 0
+    assert "rpm=5" in shown.stdout
+    told = json.loads(run("keys", "show", "bob", "--json").stdout)["key"]
+    assert (told["tier"], told["limits"], told["state"]) == ("free", {"rpm": 5}, "active")
+    assert secret[12:] not in shown.stdout + json.dumps(told)
+
+
+def test_a_rotation_within_a_rotation_says_that_the_first_secret_ended(run: Run) -> None:
+    run("keys", "create", "bob")
+    assert "has ended" not in run("keys", "rotate", "bob").stderr
+    assert "has ended" in run("keys", "rotate", "bob").stderr
+
+
 def test_rotation_keeps_the_old_secret_for_a_while(run: Run) -> None:
     old = run("keys", "create", "bob").stdout
     told = json.loads(run("keys", "rotate", "bob", "--overlap", "2h", "--json").stdout)
     assert told["secret"] != old.strip()
     assert told["secret"].startswith(f"gk_{told['id']}_")
     (bob,) = listed(run)
-    assert 7100 < bob["previous_until"] - SystemClock().now() < 7300
+    until = datetime.fromisoformat(bob["previous_until"]).timestamp()
+    assert 7100 < until - SystemClock().now() < 7300
 
 
 def test_revoking_asks_and_off_a_terminal_refuses(run: Run, tmp_path: Path) -> None:
@@ -101,7 +119,10 @@ def test_revoking_asks_and_off_a_terminal_refuses(run: Run, tmp_path: Path) -> N
     assert "--yes" in done.stderr
     assert run("keys", "revoke", "bob", "--yes").exit_code == 0
     assert stored(tmp_path)["bob"].revoked is not None
-    assert run("keys", "revoke", "bob", "--yes").exit_code == NOT_FOUND
+    again = run("keys", "revoke", "bob")
+    assert (again.exit_code, "already" in again.stderr) == (0, True)
+    assert run("keys", "rotate", "bob").exit_code == CONFLICT
+    assert "revoked" in run("keys", "create", "bob").stderr
     assert listed(run)[0]["state"] == "revoked"
 
 
@@ -123,6 +144,10 @@ def test_whoever_says_no_revokes_nothing(
         (["create", "bob", "--team", "x"], USAGE, "no team"),
         (["create", "bob", "--chains", "smart,dumb"], USAGE, "no chain 'dumb'"),
         (["create", "bob", "--rpm", "0"], USAGE, "rpm"),
+        (["create", "bob", "--tier", "free", "--rpm", "21"], USAGE, "rpm 21 is wider than the 20"),
+        (["create", "bob", "--team", "search", "--rpm", "21"], USAGE, "of the team search"),
+        (["show", "ther"], NOT_FOUND, "Did you mean there?"),
+        (["rotate", "there", "--overlap", "91d"], USAGE, "90 days"),
         (["create", "bob", "--expires", "soon"], USAGE, "neither a span"),
         (["create", "bob", "--expires", "2001-01-01"], USAGE, "over"),
         (["create", "bob", "--role", "king"], USAGE, "king"),

@@ -9,8 +9,10 @@ from datetime import date
 import pytest
 
 from gateway.core.alerts import Mover, SpendRule
+from gateway.core.audit import Act, Seal, line_after
 from gateway.core.events import (
     AttemptEnded,
+    Audited,
     BreakerMoved,
     KeyAside,
     Lifecycle,
@@ -121,6 +123,19 @@ def test_other_events_are_lines_too(event, told):
     text.heard(event)
     text.flush()
     assert out.getvalue().count("\n") == 1
+
+
+def test_a_line_of_the_audit_bears_witness_in_json_and_spares_people():
+    line = line_after(Seal(6, "a" * 64), 0, Act("operator", "drain"), "c0ffee")
+    for form, told in (("json", 1), ("text", 0)):
+        made, out = log(form)
+        made.heard(Audited(line))
+        made.flush()
+        assert out.getvalue().count("\n") == told
+        assert all(
+            found.items() >= {"event": "audit", "seq": 7, "hash": line.hash}.items()
+            for found in lines(out)
+        )
 
 
 def test_text_obeys_no_control_characters():

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from gateway.core.events import Event, StateTrouble
-from gateway.core.keys import make_key, read_key
+from gateway.core.keys import KeyTaken, NoSuchKey, make_key, read_key
 from gateway.core.principal import LOCAL, Credential, Principal
 from gateway.core.snapshot import DeclaredKey, Grant, Snapshot
 from gateway.core.target import Account, Chain
 from gateway.state.embedded import keys as keys_module
-from gateway.state.embedded.keys import EmbeddedKeys, KeyStore, KeyTaken, NoSuchKey
+from gateway.state.embedded.keys import EmbeddedKeys, KeyStore
 from gateway.state.embedded.sqlite import Store
 from tests.support.clock import ManualClock
 
@@ -299,8 +299,9 @@ def test_names_are_given_once_and_only_digests_are_kept(tmp_path: Path) -> None:
     assert stored.state(5.0) == "expired"
     keys.revoke("job")
     assert keys.list()[0].state(0.0) == "revoked"
-    for wrong in (keys.revoke, keys.rotate):
+    assert keys.revoke("job") is False
+    for wrong in (lambda: keys.rotate("job"), lambda: keys.revoke("nobody")):
         with pytest.raises(NoSuchKey):
-            wrong("job")
+            wrong()
     random = made.secret.reveal()[12:55].encode()
     assert not any(random in file.read_bytes() for file in tmp_path.iterdir())

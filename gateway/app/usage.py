@@ -1,0 +1,47 @@
+"""`GET /v1/usage`: what a caller has spent and what it has left; nobody else's."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gateway.app.operator import limits_told
+from gateway.core.ports import Books, Limiter
+from gateway.core.principal import Principal
+from gateway.core.usage import Cost, Spent
+
+
+class Usage:
+    """Only looks.
+
+    Args:
+        books: sums of the ledger.
+        limiter: headroom.
+    """
+
+    def __init__(self, books: Books, limiter: Limiter) -> None:
+        self._books = books
+        self._limiter = limiter
+
+    async def __call__(self, principal: Principal) -> Mapping[str, Any]:
+        """Raises gateway.errors.Overloaded: the ledger cannot be read now."""
+        spending = await self._books.spending(principal.key_id)
+        return {
+            "object": "usage",
+            "key": principal.key_id,
+            "team": principal.team,
+            "today": _told(spending.today),
+            "month": _told(spending.month),
+            "total": _told(spending.total),
+            "limits": limits_told(self._limiter, principal.accounts),
+        }
+
+
+def _told(spent: Spent) -> dict[str, Any]:
+    return {
+        "since": spent.since.isoformat(),
+        "requests": spent.requests,
+        "attempts": spent.attempts,
+        "input_tokens": spent.input,
+        "output_tokens": spent.output,
+        "cost_usd": Cost(spent.nano_usd).dollars(),
+        "unpriced_attempts": spent.unknown,
+    }
