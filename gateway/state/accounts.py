@@ -28,6 +28,8 @@ EDGE = 1e-6  # a wait ends this much after the moment, so that rounding does not
 NEVER = 60.0  # the wait told where no time cures: a limit of 0
 MOST = 2**53  # no figure is larger
 
+NOTHING = (-1, 0)  # used and back of whom we do not know
+
 Bucket = list[int]  # [second, n]
 Drop = tuple[int, int]  # one admission of a meter: its TAT before and after, microseconds
 Need = tuple[int, int]  # which ask of the call, how much
@@ -257,9 +259,11 @@ class Tally:
         for drop in ask.drops:
             self.meter.undo(drop)
         if account.kind in {"rpm", "tpm"}:
-            used, back = self.seen.get(worker, (ask.floor, ask.back))
+            used, back = self.seen.get(worker, NOTHING)
+            if used <= ask.floor:  # the record says nothing of the last window
+                used, back = ask.floor, ask.back
             self.window.take_back(ask.back - back)
-            self.window.add(now, ask.used - max(used, ask.floor))
+            self.window.add(now, ask.used - used)
             self.seen[worker] = ask.used, ask.back
         others = sum(self.held.values()) - self.held.get(worker, 0)
         return account.limit - self.window.settled - self.spent - others - ask.bound
