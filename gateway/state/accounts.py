@@ -39,6 +39,14 @@ class StoreLost(Exception):
     """The store did not answer in time, or cannot: why, in a word. What was asked may be done."""
 
 
+class Caller(NamedTuple):
+    """Who calls: its calls so far, and the store's time in the last answer it got (0: none)."""
+
+    worker: str
+    turn: int
+    heard: float
+
+
 class Ask(NamedTuple):
     """What a worker says of one account; counts are absolute, over the worker's life.
 
@@ -107,12 +115,12 @@ class AccountStore(Protocol):
     """Where the workers of a fleet meet."""
 
     async def sync(
-        self, worker: str, turn: int, asks: Sequence[Ask], groups: Sequence[Sequence[Need]]
+        self, caller: Caller, asks: Sequence[Ask], groups: Sequence[Sequence[Need]]
     ) -> Answer:
         """Report, and get what may be spent; each group is admitted whole or not at all.
 
-        Groups are judged in order. A `turn` not above the worker's last is not carried out. No
-        account stands twice in `asks`, no ask twice in a group. Ends within a bounded time.
+        Groups are judged in order. A call whose turn is not above the worker's last is not carried
+        out. No account stands twice in `asks`, no ask twice in a group. Ends within a bounded time.
 
         Raises:
             StoreLost: there is no answer.
@@ -252,9 +260,12 @@ class Tally:
         self.touched = 0.0
         self.kind = ""
 
-    def hear(self, worker: str, ask: Ask, now: float) -> int:
-        """Take down what the worker reports; the room there is above its bound."""
-        account = ask.account
+    def hear(self, caller: Caller, ask: Ask, now: float) -> int:
+        """Take down what the worker reports; the room there is above its bound.
+
+        What a call was long under way with is not taken back: the charge for it may have left.
+        """
+        account, worker = ask.account, caller.worker
         self.touched, self.kind = now, account.kind
         for drop in ask.drops:
             self.meter.undo(drop)
@@ -262,7 +273,8 @@ class Tally:
             used, back = self.seen.get(worker, NOTHING)
             if used <= ask.floor:  # the record says nothing of the last window
                 used, back = ask.floor, ask.back
-            self.window.take_back(ask.back - back)
+            if now - caller.heard <= SILENT:
+                self.window.take_back(ask.back - back)
             self.window.add(now, ask.used - used)
             self.seen[worker] = ask.used, ask.back
         others = sum(self.held.values()) - self.held.get(worker, 0)
@@ -322,7 +334,7 @@ def sync(
     tallies: Mapping[str, Tally],
     beats: Mapping[str, float],
     now: float,
-    worker: str,
+    caller: Caller,
     asks: Sequence[Ask],
     groups: Sequence[Sequence[Need]],
 ) -> Answer:
@@ -332,17 +344,18 @@ def sync(
         tallies: at least those that are asked for; changed in place.
         beats: when each worker was last heard of before, in the store's time.
         now: never less than before.
-        worker: whose call it is.
+        caller: whose call it is.
         asks: of different accounts.
         groups: each is admitted whole or not at all, in this order.
     """
+    worker = caller.worker
     alive = {name for name, at in beats.items() if now - at <= SILENT} | {worker}
     rooms = []
     for ask in asks:
         tally = tallies[ask.account.id]
         tally.window.age(now)
         tally.bury(beats, alive, now)
-        rooms.append(tally.hear(worker, ask, now))
+        rooms.append(tally.hear(caller, ask, now))
     whole = [tallies[ask.account.id] for ask in asks]
     verdicts: list[Verdict] = []
     taken = [0] * len(asks)
@@ -435,20 +448,21 @@ class Book:
         return len(self._tallies)
 
     async def sync(
-        self, worker: str, turn: int, asks: Sequence[Ask], groups: Sequence[Sequence[Need]]
+        self, caller: Caller, asks: Sequence[Ask], groups: Sequence[Sequence[Need]]
     ) -> Answer:
-        return self.answer(worker, turn, asks, groups)
+        return self.answer(caller, asks, groups)
 
     def answer(
-        self, worker: str, turn: int, asks: Sequence[Ask], groups: Sequence[Sequence[Need]]
+        self, caller: Caller, asks: Sequence[Ask], groups: Sequence[Sequence[Need]]
     ) -> Answer:
+        worker, turn, _ = caller
         if turn <= self._turns.get(worker, 0):
             raise StoreLost("late")
         now = self._now = max(self._now, self._clock.monotonic())
         self._sweep(2 * len(asks) + 2, now)
         for ask in asks:
             self._tally(ask.account.id)
-        answer = sync(self._tallies, self._beats, now, worker, asks, groups)
+        answer = sync(self._tallies, self._beats, now, caller, asks, groups)
         self._turns[worker], self._beats[worker] = turn, now
         return answer
 

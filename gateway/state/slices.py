@@ -27,10 +27,12 @@ from gateway.state.accounts import (
     MICRO,
     MOST,
     NEVER,
+    SILENT,
     WINDOW,
     AccountStore,
     Answer,
     Ask,
+    Caller,
     Drop,
     Full,
     Meter,
@@ -48,7 +50,7 @@ SHED = 0.05  # seconds a refusal stands when others' holds were in the way
 SMALL = 8  # among several workers a reserve that could not reach this is not kept at all
 MERGED = 256  # requests that share a call
 TOLD = 512  # accounts of a background call
-RETURN = 30.0  # seconds after which an admission is not taken back any more
+RETURN = SILENT  # seconds after which an admission is not taken back any more
 DROPS = 64  # of a meter, to be undone with the next call
 FIRST_GUESS = 1.0  # seconds a hold lasts, before one was seen to end
 LONGEST_GUESS = 60.0
@@ -72,12 +74,13 @@ class Cell:
         reported: `used` as the store has acknowledged it.
         rest: what nobody had, when the store last said so.
         mine: own use of the last 60 s, in the store's time: it leaves the window by itself.
-        back: of `used` taken back again; `back_told` as the store has acknowledged it.
+        back: of `used` taken back again; `back_told` as the store has acknowledged it, `back_by`
+            the moment by which it has to be told.
         drops: admissions of a meter to be undone with the next call.
     """
 
     __slots__ = (
-        "account", "back", "back_told", "drops", "flow", "free", "free_then", "kind", "lasts",
+        "account", "back", "back_by", "back_told", "drops", "flow", "free", "free_then", "kind", "lasts",
         "meter", "mine", "rate", "reported", "rest", "retry_at", "sent", "shed_free", "shed_n",
         "shed_until", "since", "size", "stake", "tight", "told", "turn", "until", "used",
         "whole_at",
@@ -97,6 +100,7 @@ class Cell:
         self.mine = Window()
         self.back = used
         self.back_told = used
+        self.back_by = 0.0
         self.drops: tuple[Drop, ...] = ()
         self.told = True  # the store knows what is held and was used
         self.turn = 0  # of the last call that named it
@@ -177,7 +181,8 @@ class Slices:
         self._workers = 1
         self._skew = 0.0  # the store's time minus ours
         self._peak = 0  # no forgotten cell had used more
-        self._heard = -math.inf  # when the last call was sent
+        self._sent = -math.inf  # when the last call was
+        self._answered = 0.0  # the last time the store told
         self._leaving = False
         self._wakes: list[Callable[[], None]] = []
         self._waking = False
@@ -334,7 +339,7 @@ class Slices:
         for begin in range(0, len(due), TOLD):
             if not self._out:
                 await self._call(due[begin : begin + TOLD])
-        if not due and now - self._heard >= HEARTBEAT:
+        if not due and now - self._sent >= HEARTBEAT:
             await self._call(())
 
     async def leave(self) -> None:
@@ -442,7 +447,9 @@ class Slices:
         elif cell.kind != RPM or (isinstance(mark, int) and cell.turn <= mark):
             cell.free += n
         elif isinstance(mark, int) and self._now() - at < RETURN:
+            fresh = cell.back == cell.back_told
             cell.back += n
+            cell.back_by = at + RETURN if fresh else min(cell.back_by, at + RETURN)
 
     def _undrop(self, cell: Cell, meter: Meter, drops: tuple[Drop, ...]) -> None:
         for drop in reversed(drops):
@@ -469,12 +476,13 @@ class Slices:
         for group in groups:
             for cell, n in group.needs:
                 cell.flow += n
-        now = self._heard = self._now()
+        now = self._sent = self._now()
         self._turn += 1
         asks = [self._state(cell, now, spent=name in needed) for name, cell in cells.items()]
+        caller = Caller(self._worker, self._turn, self._answered)
         self._out = True
         try:
-            answer = await self._store.sync(self._worker, self._turn, asks, needs)
+            answer = await self._store.sync(caller, asks, needs)
         except BaseException as error:
             self._lost(cells.values(), groups, error)
             if isinstance(error, StoreLost):
@@ -492,6 +500,8 @@ class Slices:
         waits for more (`spent`).
         """
         meter = cell.meter
+        if now >= cell.back_by:
+            cell.back = cell.back_told
         cell.flow += max(0, cell.free_then - cell.free)
         if meter is None and cell.kind == RPM:
             cell.used = cell.stake - cell.free
@@ -530,6 +540,7 @@ class Slices:
                 cell.told = False
         self._workers = answer.workers
         self._skew = answer.now - sent
+        self._answered = answer.now
         for (cell, ask), grant in zip(asked, answer.slices, strict=True):
             self._granted(cell, ask, grant, answer.now, sent)
         for group, verdict in zip(groups, answer.verdicts, strict=True):

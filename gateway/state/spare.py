@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from gateway.clock import Clock
 from gateway.core.target import Account
-from gateway.state.accounts import AccountStore, Answer, Ask, Book, Need, StoreLost
+from gateway.state.accounts import AccountStore, Answer, Ask, Book, Caller, Need, StoreLost
 
 AGAIN = 0.5  # seconds before the store is asked again
 BUDGETS = 10_000  # whose last standing is remembered
@@ -43,20 +43,20 @@ class Spare:
         self.lost = False
 
     async def sync(
-        self, worker: str, turn: int, asks: Sequence[Ask], groups: Sequence[Sequence[Need]]
+        self, caller: Caller, asks: Sequence[Ask], groups: Sequence[Sequence[Need]]
     ) -> Answer:
         now = self._clock.monotonic()
         if not self.lost or now >= self._again:
             self._again = now + AGAIN  # meanwhile nobody else waits for a store that may be dead
             try:
-                answer = await self._store.sync(worker, turn, asks, groups)
+                answer = await self._store.sync(caller, asks, groups)
             except StoreLost as error:
                 self._lose(str(error))
             else:
                 self._learn(asks, answer)
                 return answer
         shares = [ask._replace(account=self._share(ask.account)) for ask in asks]
-        return self._book.answer(worker, turn, shares, groups)
+        return self._book.answer(caller, shares, groups)
 
     def _lose(self, why: str) -> None:
         self._again = self._clock.monotonic() + AGAIN

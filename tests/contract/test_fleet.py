@@ -17,20 +17,21 @@ from hypothesis.stateful import (
 from gateway.core.attempt import Demand, Reservation
 from gateway.core.target import Account
 from gateway.errors import Overloaded
-from gateway.state.accounts import SILENT, Answer, Ask, Book, Need, StoreLost
+from gateway.state.accounts import SILENT, Answer, Ask, Book, Caller, Need, StoreLost
 from gateway.state.slices import HEARTBEAT, TICK, Slices
 from tests.support.clock import ManualClock
 from tests.unit.state.make import rpm, slots, tpm
 
 ACCOUNTS = (rpm(48), tpm(400), slots(48), rpm(5, name="small"), tpm(40, name="small"))
+Groups = Sequence[Sequence[Need]]
 MOST = 3  # workers at a time
 
 
 class Call:
     """On its way to the store, and back."""
 
-    def __init__(self, worker: str, turn: int, asks: Sequence[Ask], groups: object) -> None:
-        self.what = (worker, turn, asks, groups)
+    def __init__(self, caller: Caller, asks: Sequence[Ask], groups: Groups) -> None:
+        self.what = (caller, asks, groups)
         self.back: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self.answer: Answer | StoreLost | None = None
 
@@ -41,10 +42,8 @@ class Wire:
     def __init__(self) -> None:
         self.call: Call | None = None
 
-    async def sync(
-        self, worker: str, turn: int, asks: Sequence[Ask], groups: Sequence[Sequence[Need]]
-    ) -> Answer:
-        self.call = Call(worker, turn, asks, groups)
+    async def sync(self, caller: Caller, asks: Sequence[Ask], groups: Groups) -> Answer:
+        self.call = Call(caller, asks, groups)
         try:
             return await self.call.back
         finally:
@@ -83,6 +82,7 @@ class Fleet(RuleBasedStateMachine):
         self.admitted: dict[Account, list[list[float]]] = {account: [] for account in ACCOUNTS}
         self.settled: dict[Account, list[list[float]]] = {account: [] for account in ACCOUNTS}
         self.stalled = False  # a living worker was taken for dead
+        self.ghost = False  # the store heard of a worker after its death
 
     def teardown(self) -> None:
         for worker in self.workers:
@@ -230,15 +230,18 @@ class Fleet(RuleBasedStateMachine):
             self.carry_out(call)
 
     def carry_out(self, call: Call) -> None:
-        worker, turn, asks, groups = call.what
         try:
-            call.answer = self.store.answer(worker, turn, asks, groups)  # type: ignore[arg-type]
+            call.answer = self.store.answer(*call.what)
         except StoreLost as error:
             call.answer = error
-        for one in self.workers:
-            if one.slices._worker == worker:
-                self.stalled = self.stalled or self.clock.monotonic() - one.heard > SILENT
-                one.heard = self.clock.monotonic()
+            return
+        name, now = call.what[0].worker, self.clock.monotonic()
+        for worker in self.workers:
+            if worker.slices._worker == name:
+                self.stalled = self.stalled or now - worker.heard > SILENT
+                worker.heard = now
+                return
+        self.ghost = True
 
     @rule(which=st.integers(0, 9))
     def answer(self, which: int) -> None:
@@ -299,7 +302,7 @@ class Fleet(RuleBasedStateMachine):
         now = self.clock.monotonic()
         for account in ACCOUNTS:
             tally = self.store._tallies.get(account.id)
-            if tally is not None and not self.stalled:
+            if tally is not None and not self.stalled and not self.ghost:
                 tally.window.age(now)
                 assert tally.window.settled + sum(tally.held.values()) <= account.limit
 

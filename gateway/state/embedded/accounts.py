@@ -17,6 +17,7 @@ from gateway.state.accounts import (
     SILENT,
     Answer,
     Ask,
+    Caller,
     Need,
     StoreLost,
     Tally,
@@ -58,9 +59,9 @@ class SqliteAccounts:
         self._boot = boot()
 
     async def sync(
-        self, worker: str, turn: int, asks: Sequence[Ask], groups: Sequence[Sequence[Need]]
+        self, caller: Caller, asks: Sequence[Ask], groups: Sequence[Sequence[Need]]
     ) -> Answer:
-        return await self._within(partial(self._sync, worker, turn, asks, groups))
+        return await self._within(partial(self._sync, caller, asks, groups))
 
     async def tidy(self) -> None:
         """Forget accounts nobody uses. Raises StoreLost."""
@@ -74,17 +75,16 @@ class SqliteAccounts:
 
     def _sync(
         self,
-        worker: str,
-        turn: int,
+        caller: Caller,
         asks: Sequence[Ask],
         groups: Sequence[Sequence[Need]],
         db: sqlite3.Connection,
     ) -> Answer:
         with transaction(db):
             now = _time(db, self._boot, self._now())
-            beats = _beat(db, worker, turn, now)
+            beats = _beat(db, caller, now)
             tallies = _load(db, [ask.account.id for ask in asks])
-            answer = sync(tallies, beats, now, worker, asks, groups)
+            answer = sync(tallies, beats, now, caller, asks, groups)
             _save(db, tallies)
         return answer
 
@@ -139,8 +139,9 @@ def _move(db: sqlite3.Connection, before: float, now: float) -> None:
     _save(db, tallies)
 
 
-def _beat(db: sqlite3.Connection, worker: str, turn: int, now: float) -> dict[str, float]:
+def _beat(db: sqlite3.Connection, caller: Caller, now: float) -> dict[str, float]:
     """When each worker was last heard of before this. Raises StoreLost: this call came too late."""
+    worker, turn, _ = caller
     found = db.execute("SELECT turn FROM worker WHERE id = ?", (worker,)).fetchone()
     if found is not None and found[0] >= turn:
         raise StoreLost("late")
