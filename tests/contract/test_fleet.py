@@ -311,7 +311,7 @@ def test_a_fleet_keeps_its_limits_whatever_is_lost() -> None:
     run_state_machine_as_test(
         Fleet,
         settings=settings(
-            max_examples=600,
+            max_examples=120,
             stateful_step_count=50,
             deadline=None,
             phases=set(Phase) - {Phase.explain},  # its tracing can crash CPython 3.11
