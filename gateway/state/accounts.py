@@ -101,6 +101,9 @@ class Answer(NamedTuple):
         known: it had heard of this worker; if not, it has to be told of every account.
         workers: how many live.
         rank: this one's place among them, from 0.
+        slices: one for each ask.
+        verdicts: one for each group.
+        alone: the others were not asked: their store is lost.
     """
 
     now: float
@@ -109,6 +112,7 @@ class Answer(NamedTuple):
     rank: int
     slices: Sequence[Slice]
     verdicts: Sequence[Verdict]
+    alone: bool = False
 
 
 class AccountStore(Protocol):

@@ -48,6 +48,7 @@ HEARTBEAT = 5.0
 REFRESH = 20.0  # seconds: what only lies there is told again
 SHED = 0.05  # seconds a refusal stands when others' holds were in the way
 SMALL = 8  # among several workers a reserve that could not reach this is not kept at all
+RARE = 1 / 16  # requests a second: below it each asks
 MERGED = 256  # requests that share a call
 TOLD = 512  # accounts of a background call
 RETURN = SILENT  # seconds after which an admission is not taken back any more
@@ -80,9 +81,9 @@ class Cell:
     """
 
     __slots__ = (
-        "account", "back", "back_by", "back_told", "drops", "flow", "free", "free_then", "kind", "lasts",
-        "meter", "mine", "rate", "reported", "rest", "retry_at", "sent", "shed_free", "shed_n",
-        "shed_until", "since", "size", "stake", "tight", "told", "turn", "until", "used",
+        "account", "back", "back_by", "back_told", "drops", "flow", "free", "free_then", "kind",
+        "lasts", "meter", "mine", "rate", "reported", "rest", "retry_at", "sent", "shed_free",
+        "shed_n", "shed_until", "since", "size", "stake", "tight", "told", "turn", "until", "used",
         "whole_at",
     )  # fmt: skip
 
@@ -183,6 +184,7 @@ class Slices:
         self._peak = 0  # no forgotten cell had used more
         self._sent = -math.inf  # when the last call was
         self._answered = 0.0  # the last time the store told
+        self._alone = False  # the others' store is lost
         self._leaving = False
         self._wakes: list[Callable[[], None]] = []
         self._waking = False
@@ -291,6 +293,8 @@ class Slices:
         longest = 0.0
         for account, n in demands:
             cell = self._cells.get(account.id)
+            if cell is not None and n <= cell.free and cell.account is account:
+                continue
             if account.limit <= 0:
                 longest = NEVER
             elif cell is not None and self._same(cell, account):
@@ -339,7 +343,7 @@ class Slices:
         for begin in range(0, len(due), TOLD):
             if not self._out:
                 await self._call(due[begin : begin + TOLD])
-        if not due and now - self._sent >= HEARTBEAT:
+        if not due and (self._alone or now - self._sent >= HEARTBEAT):
             await self._call(())
 
     async def leave(self) -> None:
@@ -519,13 +523,15 @@ class Slices:
     def _want(self, cell: Cell, now: float) -> int:
         """The next second's need, and as much again as it may well be off."""
         span = now - cell.since
-        if span >= 1.0:
+        if span >= TICK / 2:
             cell.rate = (cell.rate + cell.flow / span) / 2
             cell.flow, cell.since = 0, now
         most = cell.account.limit // (2 * self._workers)
         if self._leaving or (self._workers > 1 and most < SMALL):
             return 0
         forecast = max(cell.rate, cell.flow)
+        if forecast < cell.size * RARE:
+            return 0
         return min(most, int(1.2 * forecast + 2.0 * math.sqrt(forecast * cell.size)))
 
     def _apply(
@@ -535,7 +541,8 @@ class Slices:
         groups: Sequence[_Group],
         sent: float,
     ) -> None:
-        if not answer.known:
+        if not answer.known or answer.alone != self._alone:
+            self._alone = answer.alone
             for cell in self._cells.values():
                 cell.told = False
         self._workers = answer.workers
@@ -547,6 +554,8 @@ class Slices:
             if isinstance(verdict, Full):
                 cell, n = group.needs[[c for c, _ in group.needs].index(asked[verdict.place][0])]
                 group.refusal = self._full(cell, n, verdict, sent)
+                for cell, n in group.needs:
+                    cell.flow = max(0, cell.flow - n)
             else:
                 drops = iter(verdict)
                 for cell, n in group.needs:

@@ -56,7 +56,7 @@ class Spare:
                 self._learn(asks, answer)
                 return answer
         shares = [ask._replace(account=self._share(ask.account)) for ask in asks]
-        return self._book.answer(caller, shares, groups)
+        return self._book.answer(caller, shares, groups)._replace(alone=True)
 
     def _lose(self, why: str) -> None:
         self._again = self._clock.monotonic() + AGAIN

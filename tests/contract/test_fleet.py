@@ -100,7 +100,9 @@ class Fleet(RuleBasedStateMachine):
 
         self.loop.run_until_complete(turns())
 
-    @initialize(aheads=st.lists(st.sampled_from((-500.0, 0.0, 0.3, 86_400.7)), min_size=2, max_size=3))
+    @initialize(
+        aheads=st.lists(st.sampled_from((-500.0, 0.0, 0.3, 86_400.7)), min_size=2, max_size=3)
+    )
     def begin(self, aheads: list[float]) -> None:
         for ahead in aheads:
             self.join(ahead)
@@ -159,12 +161,13 @@ class Fleet(RuleBasedStateMachine):
         worker.slices.settle(taken, amounts, tokens)
         now = self.clock.monotonic()
         for (account, n), event in zip(amounts.items(), events, strict=True):
-            if account.kind == "tpm":
-                event[1] = n = tokens
             if account.kind == "concurrency":
                 self.admitted[account].remove(event)
+            elif account.kind == "tpm":
+                event[1] = tokens
+                self.settled[account].append([now, tokens])
             else:
-                self.settled[account].append([event[0] if account.kind == "rpm" else now, n])
+                self.settled[account].append([event[0], n])
 
     @rule(which=st.integers(0, 9), which_one=st.integers(0, 99))
     def release(self, which: int, which_one: int) -> None:

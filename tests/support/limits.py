@@ -28,7 +28,7 @@ class Inline:
 
     def __init__(self, folder: Path | None = None) -> None:
         if folder is None:
-            self.db = sqlite3.connect(":memory:", isolation_level=None)
+            self.db = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
             migrate(self.db)
         else:
             self.db = connect(folder)

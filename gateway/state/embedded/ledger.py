@@ -53,11 +53,17 @@ NONE = [0] * 6
 class EmbeddedLedger:
     """The port `Ledger`; `ship`, `sync`, `recover`, `clean` are for its owner (`open_state`).
 
+    Args:
+        journal: its own.
+        store: where it ships to.
+        clock: for days.
+        heard: told of trouble.
+        spent: is told, in the loop, whose sums (`key/user`) have changed.
+        booked: is told, in the loop, of lines that are in the store now: each once, in order.
+            Money that was held for them is free then (`Slices.shipped`).
+
     Attributes:
         drift: nano-dollars by which rows and sums differ, as last looked at; 0 or a bug.
-
-    Args:
-        spent: is told, in the loop, whose sums (`key/user`) have changed.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class EmbeddedLedger:
         clock: Clock,
         heard: Callable[[Event], None],
         spent: Callable[[Iterable[str]], None] | None = None,
+        booked: Callable[[Sequence[Final]], object] = lambda _: None,
     ) -> None:
         self.open = journal.open
         self.checkpoint = journal.checkpoint
@@ -77,6 +84,7 @@ class EmbeddedLedger:
         self._clock = clock
         self._heard = heard
         self._spent = spent
+        self._booked = booked
         self._shipper = Shipper(journal.worker)
 
     async def ship(self) -> bool:
@@ -89,6 +97,9 @@ class EmbeddedLedger:
         except (sqlite3.Error, OSError) as error:
             self._trouble("ship", error)
             return False
+        finally:
+            if booked := self._shipper.booked():
+                self._booked(booked)
         if self._spent is not None and (users := self._shipper.users):
             self._shipper.users = set()
             self._spent(users)
@@ -159,6 +170,8 @@ class Shipper:
         self._level = False  # what was read reaches to where the next `hand` begins
         self.behind = False  # a full batch was applied, more is to be read
         self.users: set[str] = set()  # whose sums were changed; taken away by the loop
+        self._applied: deque[Final] = deque()  # and not yet told
+        self._told = 0  # the seq of the last that was applied
 
     def hand(self, parts: Sequence[Part], finals: list[Final] | None) -> None:
         """What is written, and its endings since the last time; None: they have to be read."""
@@ -181,6 +194,8 @@ class Shipper:
         done = self._follow(parts, finals)
         if self._rows:
             self.users |= apply(db, self._worker, self._rows)
+            self._applied.extend(row for row in self._rows if row.seq > self._told)
+            self._told = max(self._told, self._rows[-1].seq)
             self._rows.clear()
         if not done or not harden(db):
             return set()
@@ -188,6 +203,10 @@ class Shipper:
             if path in self._readers:
                 self._readers.pop(path).close()
         return done
+
+    def booked(self) -> list[Final]:
+        """What was applied since the last time; read again from the file it is not told again."""
+        return [self._applied.popleft() for _ in range(len(self._applied))]
 
     def at(self, parts: Iterable[Part]) -> bool:
         """Whether everything in `parts` is applied."""

@@ -1,23 +1,10 @@
 """Short words for what the state's tests need."""
 
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 from gateway.core.attempt import Attempt, Line, Opening
 from gateway.core.target import Account, BreakerPolicy, Cause, Failure, Target
 from gateway.core.usage import Usage
-
-T = TypeVar("T")
-
-
-def at_once(work: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that waits for nothing."""
-    try:
-        work.send(None)
-    except StopIteration as done:
-        result: T = done.value
-        return result
-    raise AssertionError("it waited")
 
 
 def rpm(limit: int, burst: int | None = None, name: str = "a") -> Account:
@@ -30,6 +17,10 @@ def tpm(limit: int, name: str = "a") -> Account:
 
 def slots(limit: int, name: str = "a") -> Account:
     return Account(f"key:{name}:concurrency", "key", name, "concurrency", limit)
+
+
+def budget(limit: int, name: str = "a") -> Account:
+    return Account(f"key:{name}:budget:day:2026-11-21", "key", name, "budget", limit)
 
 
 def opening(id: str = "req_1.1", **changed: Any) -> Opening:

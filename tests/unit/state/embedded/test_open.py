@@ -17,7 +17,8 @@ from gateway.state.embedded.open import open_state
 from gateway.state.embedded.reports import spend, total
 from gateway.state.journal import Journal
 from tests.support.clock import ManualClock
-from tests.unit.state.make import at_once, line, opening, target
+from tests.support.limits import at_once
+from tests.unit.state.make import line, opening, target
 
 SNAPSHOT = Snapshot("c0ffee", {}, {}, {"gpt": target()}, keyless=False)
 
