@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
@@ -25,6 +26,12 @@ from tests.unit.state.make import rpm, slots, tpm
 ACCOUNTS = (rpm(48), tpm(400), slots(48), rpm(5, name="small"), tpm(40, name="small"))
 Groups = Sequence[Sequence[Need]]
 MOST = 3  # workers at a time
+
+
+@dataclass(eq=False)
+class Event:
+    at: float
+    n: int
 
 
 class Call:
@@ -62,7 +69,7 @@ class Worker:
     def __init__(self, name: str, clock: ManualClock, ahead: float) -> None:
         self.wire = Wire()
         self.slices = Slices(self.wire, name, Skewed(clock, ahead))
-        self.held: list[tuple[Reservation, dict[Account, int], list[list[float]]]] = []
+        self.held: list[tuple[Reservation, dict[Account, int], list[Event]]] = []
         self.tasks: list[asyncio.Task[None]] = []
         self.heard = clock.monotonic()
 
@@ -79,8 +86,8 @@ class Fleet(RuleBasedStateMachine):
         self.workers: list[Worker] = []
         self.born = 0
         self.late: list[Call] = []
-        self.admitted: dict[Account, list[list[float]]] = {account: [] for account in ACCOUNTS}
-        self.settled: dict[Account, list[list[float]]] = {account: [] for account in ACCOUNTS}
+        self.admitted: dict[Account, list[Event]] = {account: [] for account in ACCOUNTS}
+        self.settled: dict[Account, list[Event]] = {account: [] for account in ACCOUNTS}
         self.stalled = False  # a living worker was taken for dead
         self.ghost = False  # the store heard of a worker after its death
 
@@ -145,7 +152,7 @@ class Fleet(RuleBasedStateMachine):
         now = self.clock.monotonic()
         events = []
         for account, n in demands:
-            event = [now, min(n, account.limit)]
+            event = Event(now, min(n, account.limit))
             self.admitted[account].append(event)
             events.append(event)
         amounts = {account: min(n, account.limit) for account, n in demands}
@@ -164,10 +171,10 @@ class Fleet(RuleBasedStateMachine):
             if account.kind == "concurrency":
                 self.admitted[account].remove(event)
             elif account.kind == "tpm":
-                event[1] = tokens
-                self.settled[account].append([now, tokens])
+                event.n = tokens
+                self.settled[account].append(Event(now, tokens))
             else:
-                self.settled[account].append([event[0], n])
+                self.settled[account].append(event)
 
     @rule(which=st.integers(0, 9), which_one=st.integers(0, 99))
     def release(self, which: int, which_one: int) -> None:
@@ -291,11 +298,11 @@ class Fleet(RuleBasedStateMachine):
     def no_span_of_60_seconds_has_more_than_the_limit(self) -> None:
         for account in ACCOUNTS:
             if account.kind == "concurrency":
-                running = sum(n for _, n in self.admitted[account])
+                running = sum(event.n for event in self.admitted[account])
                 assert running <= account.limit or self.stalled
                 continue
             for events in (self.admitted[account], self.settled[account]):
-                moments = sorted((at, n) for at, n in events)
+                moments = sorted((event.at, event.n) for event in events)
                 for place, (begin, _) in enumerate(moments):
                     inside = sum(n for at, n in moments[place:] if at <= begin + 60.0)
                     assert inside <= account.limit
@@ -314,7 +321,7 @@ def test_a_fleet_keeps_its_limits_whatever_is_lost() -> None:
     run_state_machine_as_test(
         Fleet,
         settings=settings(
-            max_examples=120,
+            max_examples=100,
             stateful_step_count=50,
             deadline=None,
             phases=set(Phase) - {Phase.explain},  # its tracing can crash CPython 3.11

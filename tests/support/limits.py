@@ -1,12 +1,16 @@
 """The limiter with an owner that does the background work on a manual clock."""
 
 import sqlite3
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import redis
+
+from gateway.core.target import Secret
 from gateway.state.accounts import AccountStore, Answer, StoreLost
 from gateway.state.embedded.sqlite import connect, migrate
+from gateway.state.redis.connect import Script
 from gateway.state.slices import Slices
 from tests.support.clock import ManualClock
 
@@ -38,6 +42,30 @@ class Inline:
 
     async def within(self, seconds: float, work: Callable[[sqlite3.Connection], T]) -> T:
         return work(self.db)
+
+
+class Timed:
+    """Redis in the caller's own turn and by a test's clock; the scripts are those of the product.
+
+    Args:
+        url: of a server that may be emptied.
+    """
+
+    def __init__(self, url: Secret, clock: ManualClock) -> None:
+        self._clock = clock
+        self._client = redis.Redis.from_url(url.reveal())
+        self._client.flushall()
+
+    async def run(
+        self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int | float]
+    ) -> Any:
+        now = round(self._clock.monotonic() * 1_000_000)
+        time = f"{{{now // 1_000_000}, {now % 1_000_000}}}"
+        text = script.text.replace("redis.call('TIME')", time)
+        return self._client.eval(text, len(keys), *keys, *args)
+
+    def __del__(self) -> None:
+        self._client.close()
 
 
 class Dead:
