@@ -1,6 +1,6 @@
 """Every implementation of a port passes the same suite; a new wing is one more parameter."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -14,24 +14,35 @@ from gateway.state.embedded.answers import RENEW, EmbeddedAnswers
 from gateway.state.embedded.ledger import EmbeddedLedger
 from gateway.state.embedded.sqlite import Store
 from gateway.state.journal import Journal
+from gateway.state.redis.accounts import RedisAccounts
 from gateway.state.redis.answers import RedisAnswers
 from gateway.state.redis.connect import Link
 from gateway.state.spare import Spare
 from tests.support.clock import ManualClock
 from tests.support.fakes import FakeAnswers
-from tests.support.limits import Dead, Inline, owned
+from tests.support.limits import Dead, Inline, Timed, owned
 from tests.support.redis import RedisServer
 
-LIMITERS: dict[str, Callable[[ManualClock], Limiter]] = {
-    "memory": lambda clock: owned(Book(clock), clock),
-    "sqlite": lambda clock: owned(SqliteAccounts(Inline(), clock), clock),
-    "spare": lambda clock: owned(Spare(Dead(), clock, 1, lambda _: None), clock),
+LIMITERS: dict[str, Callable[[ManualClock, RedisServer], Limiter]] = {
+    "memory": lambda clock, _: owned(Book(clock), clock),
+    "sqlite": lambda clock, _: owned(SqliteAccounts(Inline(), clock), clock),
+    "redis": lambda clock, server: owned(RedisAccounts(Timed(server.url, clock)), clock),
+    "spare": lambda clock, _: owned(Spare(Dead(), clock, 1, lambda _: None), clock),
 }
 
 
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Emptied by each that uses it."""
+    with RedisServer(tmp_path_factory.mktemp("redis")) as found:
+        yield found
+
+
 @pytest.fixture(params=sorted(LIMITERS))
-def make_limiter(request: pytest.FixtureRequest) -> Callable[[ManualClock], Limiter]:
-    return LIMITERS[request.param]
+def make_limiter(
+    request: pytest.FixtureRequest, server: RedisServer
+) -> Callable[[ManualClock], Limiter]:
+    return lambda clock: LIMITERS[request.param](clock, server)
 
 
 Rows = dict[str, tuple[str, int | None]]

@@ -167,7 +167,7 @@ class Fleet(RuleBasedStateMachine):
         tokens = int(part * min((n for a, n in amounts.items() if a.kind == "tpm"), default=0))
         worker.slices.settle(taken, amounts, tokens)
         now = self.clock.monotonic()
-        for (account, _), event in zip(amounts.items(), events, strict=True):
+        for account, event in zip(amounts, events, strict=True):
             if account.kind == "concurrency":
                 self.admitted[account].remove(event)
             elif account.kind == "tpm":

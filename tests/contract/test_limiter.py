@@ -20,7 +20,6 @@ from gateway.core.attempt import Demand, Headroom, Refusal, Reservation
 from gateway.core.ports import Limiter
 from gateway.core.target import Account
 from gateway.state.slices import RETURN
-from tests.contract.conftest import LIMITERS
 from tests.support.clock import ManualClock
 from tests.unit.state.make import rpm, slots, tpm
 
@@ -397,9 +396,8 @@ class Limits(RuleBasedStateMachine):
                     assert inside <= account.limit
 
 
-@pytest.mark.parametrize("name", sorted(LIMITERS))
-def test_limits_hold_under_any_interleaving(name: str) -> None:
-    machine = type("Limits", (Limits,), {"make": staticmethod(LIMITERS[name])})
+def test_limits_hold_under_any_interleaving(make_limiter: Make) -> None:
+    machine = type("Limits", (Limits,), {"make": staticmethod(make_limiter)})
     run_state_machine_as_test(
         machine,
         settings=settings(

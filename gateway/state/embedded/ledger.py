@@ -58,9 +58,9 @@ class EmbeddedLedger:
         store: where it ships to.
         clock: for days.
         heard: told of trouble.
-        booked: told, on the loop, of lines that are in the store now: each once, in order. Money
-            that was held for them is free then (`Slices.shipped`).
         spent: is told, in the loop, whose sums (`key/user`) have changed.
+        booked: is told, in the loop, of lines that are in the store now: each once, in order.
+            Money that was held for them is free then (`Slices.shipped`).
 
     Attributes:
         drift: nano-dollars by which rows and sums differ, as last looked at; 0 or a bug.
