@@ -68,7 +68,8 @@ def test_a_target_is_shown_at_its_worst_and_how_many_see_it_so() -> None:
 
 def test_of_a_limit_the_least_is_told() -> None:
     def limits(remaining: int, reset: float) -> dict[str, Any]:
-        return {"limits": [{"account": "a", "limit": 10, "remaining": remaining, "reset_s": reset}]}
+        row = {"account": "a", "limit": 10, "used": 10 - remaining, "remaining": remaining}
+        return {"limits": [{**row, "reset_s": reset}], "more": False}
 
     told = merged.limits([(1, limits(9, 1.0)), (2, limits(4, 3.0)), (3, None)])
     assert told == {**limits(4, 3.0), "silent": [3]}
