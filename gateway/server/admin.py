@@ -91,6 +91,8 @@ class AdminDesk(Desk):
             reply.whole(200, await self._exposition(doors.admin), content_type=EXPOSITION)
             return
         query = message.path.partition("?")[2].partition("#")[0]
+        if who and route.handler == "drain":  # afterwards there may be no time to
+            await doors.admin.witness(Act(who, "drain"))
         status, told = 200, None
         if route.handler in key_desk.HANDLERS:
             asked = (self.settings, route.handler, call, name, query, who)
@@ -253,13 +255,14 @@ def _name(credential: Credential, principal: Principal) -> str:
 
 
 def _verb(who: str, handler: str, name: str, told: Answer) -> Act | None:
-    """What the audit log is told of what was done; keys tell it in their own transaction."""
+    """What the audit log is told of what was done; keys tell it in their own transaction.
+
+    A drain is told before.
+    """
     match handler:
         case "reload":
             result = "refused: it has mistakes" if told["problem"] else "ok"
             return Act(who, "reload", str(told["config"]), result)
-        case "drain":
-            return Act(who, "drain")
         case "breaker":
             return Act(who, "breaker", name, f"ok, {told['set']}")
         case _:
