@@ -634,8 +634,8 @@ class Slices:
         if before is account:
             return True
         cell.account = account
-        if before == account:
-            return True
+        if before.limit == account.limit and before.burst == account.burst:
+            return True  # the rest is in its id
         if (before.burst is None) != (account.burst is None):
             cell.used = cell.total()
             cell.stake = cell.used + cell.free
