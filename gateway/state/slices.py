@@ -57,6 +57,7 @@ FIRST_GUESS = 1.0  # seconds a hold lasts, before one was seen to end
 LONGEST_GUESS = 60.0
 WEIGHT = 0.1  # of the latest hold in their moving mean
 WHOLE = float(WINDOW + 1)
+LONG_AGO = -math.inf  # a moment before all others, whatever zero a clock has
 
 RPM, TPM, SLOT, MONEY = range(4)
 KINDS = {"rpm": RPM, "tpm": TPM, "concurrency": SLOT, "budget": MONEY}
@@ -93,7 +94,7 @@ class Cell:
         self.meter = Meter() if account.burst is not None else None
         self.free = 0
         self.free_then = 0  # as the last answer left it
-        self.until = 0.0
+        self.until = LONG_AGO
         self.stake = used
         self.used = used
         self.reported = used
@@ -101,19 +102,19 @@ class Cell:
         self.mine = Window()
         self.back = used
         self.back_told = used
-        self.back_by = 0.0
+        self.back_by = LONG_AGO
         self.drops: tuple[Drop, ...] = ()
         self.told = True  # the store knows what is held and was used
         self.turn = 0  # of the last call that named it
         self.sent = now  # when that was
-        self.whole_at = 0.0
+        self.whole_at = LONG_AGO
         self.flow = 0  # taken since `since`
         self.since = now
         self.rate = 0.0  # a second
         self.size = 1  # of a request
         self.tight = False  # it was full: how long holds last matters
         self.lasts = FIRST_GUESS
-        self.shed_until = self.retry_at = 0.0
+        self.shed_until = self.retry_at = LONG_AGO
         self.shed_n = self.shed_free = 0
 
     @property
@@ -182,7 +183,7 @@ class Slices:
         self._workers = 1
         self._skew = 0.0  # the store's time minus ours
         self._peak = 0  # no forgotten cell had used more
-        self._sent = -math.inf  # when the last call was
+        self._sent = LONG_AGO  # when the last call was
         self._answered = 0.0  # the last time the store told
         self._alone = False  # the others' store is lost
         self._leaving = False
@@ -261,15 +262,17 @@ class Slices:
                 continue
             cell, n, _ = entry
             kind = cell.kind
+            if kind == RPM:
+                continue
             if kind == TPM:
                 cell.free += n - tokens
                 cell.used += tokens
             elif kind == SLOT:
                 cell.free += n
                 room = True
-            elif kind == MONEY:
+            else:
                 cell.free += n - nano_usd
-            if cell.tight and kind:
+            if cell.tight:
                 self._learn(cell, cast("Hold", reservation).at)
         if room and not self._waking and self._wakes:
             self._wake_soon()
@@ -350,7 +353,7 @@ class Slices:
         """Report everything and give back what requests do not hold."""
         self._leaving = True
         for cell in self._cells.values():
-            cell.until = 0.0
+            cell.until = LONG_AGO
         with contextlib.suppress(GatewayError):  # the others find out by our silence
             await self.tick()
 
@@ -578,7 +581,7 @@ class Slices:
         cell.told = True
         cell.rest = grant.rest
         cell.whole_at = sent + grant.whole
-        cell.shed_until = 0.0
+        cell.shed_until = LONG_AGO
         if cell.kind <= TPM:
             cell.mine.age(now)
             cell.mine.take_back(ask.back - cell.back_told)
@@ -600,7 +603,7 @@ class Slices:
     def _lost(self, cells: Iterable[Cell], groups: list[_Group], error: BaseException) -> None:
         """No answer: nothing of it may be spent, and who waited asks again or hears why."""
         for cell in cells:
-            cell.until = 0.0
+            cell.until = LONG_AGO
             cell.free_then = cell.free
         if isinstance(error, StoreLost):
             error = _unavailable()
@@ -631,15 +634,15 @@ class Slices:
         if before is account:
             return True
         cell.account = account
-        if before == account:
-            return True
+        if before.limit == account.limit and before.burst == account.burst:
+            return True  # the rest is in its id
         if (before.burst is None) != (account.burst is None):
             cell.used = cell.total()
             cell.stake = cell.used + cell.free
             cell.drops = ()
             cell.meter = None if account.burst is None else Meter()
         cell.rest += account.limit - before.limit
-        cell.until = cell.shed_until = 0.0
+        cell.until = cell.shed_until = LONG_AGO
         return False
 
     def _age(self, cell: Cell, now: float) -> None:
@@ -649,22 +652,24 @@ class Slices:
     def _told(self, accounts: Sequence[Account], now: float) -> tuple[Headroom, ...]:
         found = []
         cells = self._cells
+        new = tuple.__new__  # NamedTuple's own costs a frame each
         for account in accounts:
             cell = cells.get(account.id)
             if cell is None:
                 whole = account.limit if account.burst is None else account.burst
                 found.append(Headroom(account, whole, 0.0))
                 continue
-            if cell.meter is not None:
-                left, reset = cell.meter.left(now + self._skew, account)
+            if cell.meter is None:
+                free = cell.free
+                left = cell.rest + free
+                if cell.back != cell.back_told:
+                    left += cell.back - cell.back_told
+                reset = WHOLE if cell.stake - free != cell.reported else cell.whole_at - now
             else:
-                left = cell.rest + cell.free + cell.back - cell.back_told
-                reset = cell.whole_at - now
-                if cell.stake - cell.free != cell.reported:
-                    reset = WHOLE
-            found.append(
-                tuple.__new__(Headroom, (account, max(0, left), reset if reset > 0 else 0.0))
-            )
+                left, reset = cell.meter.left(now + self._skew, account)
+            if left < 0 or reset < 0.0:
+                left, reset = max(0, left), max(0.0, reset)
+            found.append(new(Headroom, (account, left, reset)))
         return tuple(found)
 
     def _wait(self, cell: Cell, n: int, now: float) -> float:

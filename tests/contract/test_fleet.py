@@ -108,7 +108,7 @@ class Fleet(RuleBasedStateMachine):
         self.loop.run_until_complete(turns())
 
     @initialize(
-        aheads=st.lists(st.sampled_from((-500.0, 0.0, 0.3, 86_400.7)), min_size=2, max_size=3)
+        aheads=st.lists(st.sampled_from((-5000.0, 0.0, 0.3, 86_400.7)), min_size=2, max_size=3)
     )
     def begin(self, aheads: list[float]) -> None:
         for ahead in aheads:

@@ -200,6 +200,17 @@ def test_a_return_that_took_too_long_erases_nobodys_charge(book: Book, clock: Ma
     assert a.call(ask(rpm(100), used=12, back=6)).slices[0].rest == 90
 
 
+def test_what_is_admitted_while_something_is_taken_back_has_a_charge_of_its_own(
+    book: Book, clock: ManualClock
+) -> None:
+    a = Worker("a", book)
+    a.call(ask(rpm(100), used=1))
+    clock.advance(10.0)
+    a.call(ask(rpm(100), used=2, back=1))
+    clock.advance(52.0)  # the first would have left by now
+    assert a.call(ask(rpm(100), used=2, back=1)).slices[0].rest == 99
+
+
 def test_an_account_that_was_forgotten_here_and_not_there_gives_nothing_back(book: Book) -> None:
     a = Worker("a", book)
     a.call(ask(rpm(100), used=10))

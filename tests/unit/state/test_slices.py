@@ -9,7 +9,7 @@ from gateway.core.attempt import Demand, Refusal, Reservation
 from gateway.core.target import Account
 from gateway.errors import Overloaded
 from gateway.state.accounts import Answer, Ask, Book, Caller, Need
-from gateway.state.slices import HEARTBEAT, LIFE, REFRESH, SHED, TICK, Slices
+from gateway.state.slices import HEARTBEAT, LIFE, REFRESH, RETURN, SHED, TICK, Slices
 from tests.support.clock import ManualClock
 from tests.support.limits import Dead, at_once
 from tests.unit.state.make import budget, rpm, slots, tpm
@@ -166,27 +166,47 @@ async def test_a_request_that_does_not_fit_takes_nothing_from_those_merged_with_
 
 
 async def test_while_a_call_is_out_only_what_it_asks_for_is_spent(
-    limiter: Slices, store: Counting, clock: ManualClock
+    limiter: Slices, store: Counting
 ) -> None:
     """The rest may be somebody else's by the time the answer is here."""
-    await busy(limiter, clock, WIDE)
-    for _ in range(8):  # the load ends; what is wanted falls
-        clock.advance(TICK)
-        await limiter.tick()
-    before = 0
-    while limiter.try_reserve("req", [Demand(WIDE, 1)]) is not None:
-        before += 1
-    await limiter.tick()
+    wide = tpm(48_000)
+    limiter.settle(await held(limiter, Demand(wide, 40_000)), [wide], 0)
     store.gate.clear()
     async with asyncio.TaskGroup() as group:
-        clock.advance(1e-3)
         group.create_task(limiter.tick())
         await asyncio.sleep(0)
-        spent = 0
-        while limiter.try_reserve("req", [Demand(WIDE, 1)]) is not None:
-            spent += 1
-        assert spent <= sum(ask.want for ask in store.calls[-1][0])
+        ((ask,), _) = store.calls[-1]
+        assert ask.want < 40_000
+        assert limiter.try_reserve("req", [Demand(wide, ask.want + 1)]) is None
+        assert limiter.try_reserve("req", [Demand(wide, ask.want)]) is not None
         store.gate.set()
+
+
+async def test_while_somebody_waits_for_more_of_an_account_nothing_of_it_is_spent(
+    limiter: Slices, store: Counting
+) -> None:
+    wide = tpm(48_000)
+    limiter.settle(await held(limiter, Demand(wide, 10_000)), [wide], 0)
+    assert limiter.try_reserve("req", [Demand(wide, 1)]) is not None
+    store.gate.clear()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(limiter.reserve("more", [Demand(wide, 47_000)], ()))
+        await asyncio.sleep(0)
+        assert limiter.try_reserve("req", [Demand(wide, 1)]) is None
+        store.gate.set()
+
+
+async def test_what_was_counted_long_ago_is_not_taken_back(
+    limiter: Slices, store: Counting, clock: ManualClock
+) -> None:
+    taken = await held(limiter, Demand(rpm(100), 1))
+    await limiter.tick()
+    clock.advance(RETURN - 1.0)
+    limiter.release(taken)
+    clock.advance(2.0)  # it could not be told in time
+    await limiter.tick()
+    assert [ask.back for ask in store.calls[-1][0]] == [0]
+    assert left(limiter, rpm(100)) == 99
 
 
 async def test_the_caller_who_asked_for_all_may_leave(limiter: Slices, store: Counting) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import random
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,7 +18,7 @@ from gateway.state import journal as journals
 from gateway.state.embedded import ledger as module
 from gateway.state.embedded.ledger import EmbeddedLedger, Shipper, clean, drift, recover
 from gateway.state.embedded.sqlite import Store, connect, migrate
-from gateway.state.journal import Journal, Orphan
+from gateway.state.journal import Final, Journal, Orphan
 from tests.support.clock import ManualClock
 from tests.unit.state.make import line, opening
 
@@ -422,3 +422,29 @@ def test_text_no_json_can_hold_is_booked_as_it_was_written(
     assert db.execute(query).fetchall() == [("?", "ok", 200), ("u1", "?", 2**53)]
     shipper.close()
     journal.drop()
+
+
+async def test_each_line_that_is_in_the_store_is_told_once(tmp_path: Path) -> None:
+    """Whoever holds money for it lets go then; one told twice would free another's."""
+    told: list[str] = []
+
+    def booked(finals: Sequence[Final]) -> None:
+        told.extend(final.line.attempt_id for final in finals)
+
+    store, journal = Store(tmp_path), Journal(tmp_path, "w1")
+    ledger = EmbeddedLedger(journal, store, ManualClock(), lambda _: None, booked=booked)
+    for number in range(3):
+        journal.open(opening(f"{number}.1"))
+    journal.close(line("0.1"))
+    assert await ledger.ship()
+    assert told == ["0.1"]
+    journal._lose()  # memory has not kept up: everything is read again from the file
+    journal.close(line("1.1"))
+    while not await ledger.ship():
+        pass
+    journal.close(line("2.1"))
+    assert await ledger.ship()
+    assert told == ["0.1", "1.1", "2.1"]
+    await ledger.leave()
+    assert told == ["0.1", "1.1", "2.1"]
+    await store.close()

@@ -1,5 +1,6 @@
 """The script follows the maths of `state.accounts`, call for call."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -7,17 +8,20 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from gateway.clock import SystemClock
+from gateway.core.attempt import Demand, Reservation
 from gateway.core.events import Event
 from gateway.core.target import Account
 from gateway.state.accounts import Answer, Ask, Book, Caller, Full, StoreLost
 from gateway.state.redis.accounts import BUDGETS, RedisAccounts
 from gateway.state.redis.connect import Link
+from gateway.state.slices import HEARTBEAT, TICK, Slices
+from gateway.state.spare import AGAIN, Spare
 from tests.support.clock import ManualClock
 from tests.support.limits import Timed, at_once
 from tests.support.redis import RedisServer
 from tests.unit.state.make import budget, rpm, slots, tpm
 
-ACCOUNTS = (rpm(9), rpm(30, burst=3, name="m"), tpm(100), slots(4), budget(1000), rpm(0, name="no"))
+ACCOUNTS = (rpm(9), rpm(30, burst=3, name="m"), tpm(100), slots(4), budget(60), rpm(0, name="no"))
 
 
 @st.composite
@@ -60,6 +64,7 @@ def test_the_script_answers_as_the_maths_does(
 ) -> None:
     clock = ManualClock()
     book, there = Book(clock), RedisAccounts(Timed(shared.url, clock))
+    book._sweep = lambda *_: None  # type: ignore[method-assign]  # Redis forgets by its own time
     heard: dict[str, float] = {}
     for turn, (name, seconds, asked, groups) in enumerate(said, 1):  # type: ignore[misc]
         clock.advance(seconds)
@@ -112,6 +117,48 @@ async def test_a_redis_that_is_gone_is_a_store_that_is_lost(server: RedisServer)
     with pytest.raises(StoreLost):
         await RedisAccounts(link).sync(Caller("w1", 1, 0.0), [], [])
     await link.close()
+
+
+async def admitted(workers: Sequence[Slices]) -> list[int]:
+    """By each worker, five at a time, as often as it is let."""
+    total = [0] * len(workers)
+    for _ in range(20):
+        for which, worker in enumerate(workers):
+            taken = await worker.reserve("r", [Demand(slots(40), 5)], ())
+            total[which] += 5 * isinstance(taken, Reservation)
+    return total
+
+
+async def test_while_redis_is_frozen_nobody_is_turned_away_and_after_it_all_share_again(
+    server: RedisServer,
+) -> None:
+    clock, told = ManualClock(), list[str]()
+    links = [Link(server.url, SystemClock(), lambda _: None) for _ in range(2)]
+    spares = [Spare(RedisAccounts(link), clock, 2, told.append) for link in links]
+    workers = [Slices(spare, f"w{number}", clock) for number, spare in enumerate(spares)]
+    for worker in (*workers, *workers):
+        await worker.tick()
+        clock.advance(HEARTBEAT)
+    for worker in workers:
+        await worker.tick()
+    server.freeze()
+    assert await admitted(workers) == [20, 20]
+    assert len(told) == 2
+    assert all(spare.lost for spare in spares)
+    server.thaw()
+    for _ in range(3):
+        for link in links:
+            await link.look()
+    clock.advance(AGAIN)
+    for _ in range(3):
+        for worker in workers:
+            await worker.tick()
+        clock.advance(TICK)
+    assert not any(spare.lost for spare in spares)
+    assert await admitted(workers) == [0, 0]
+    assert await admitted([Slices(RedisAccounts(links[0]), "fresh", clock)]) == [0]
+    for link in links:
+        await link.close()
 
 
 def test_a_clock_that_was_set_back_frees_nothing_and_ends_within_a_minute(
