@@ -549,14 +549,15 @@ class Slices:
             for cell in self._cells.values():
                 cell.told = False
         self._workers = answer.workers
-        self._skew = answer.now - sent
+        heard = self._now()  # what is told to wait counts from here: never too short
+        self._skew = answer.now - heard
         self._answered = answer.now
         for (cell, ask), grant in zip(asked, answer.slices, strict=True):
             self._granted(cell, ask, grant, answer.now, sent)
         for group, verdict in zip(groups, answer.verdicts, strict=True):
             if isinstance(verdict, Full):
                 cell, n = group.needs[[c for c, _ in group.needs].index(asked[verdict.place][0])]
-                group.refusal = self._full(cell, n, verdict, sent)
+                group.refusal = self._full(cell, n, verdict, heard)
                 for cell, n in group.needs:
                     cell.flow = max(0, cell.flow - n)
             else:
@@ -590,14 +591,14 @@ class Slices:
         if cell.meter is not None:
             cell.meter.tat = int((now + grant.whole) * MICRO) if grant.whole else 0
 
-    def _full(self, cell: Cell, n: int, verdict: Full, sent: float) -> Refusal:
+    def _full(self, cell: Cell, n: int, verdict: Full, heard: float) -> Refusal:
         wait = verdict.wait
         if wait is None:
-            wait = self._guess(cell, sent)
+            wait = self._guess(cell, heard)
         cell.tight = True
         cell.shed_n, cell.shed_free = n, cell.free
-        cell.retry_at = sent + wait - EDGE / 2  # who comes back after `wait` is not late
-        cell.shed_until = cell.retry_at if verdict.sure else min(cell.retry_at, sent + SHED)
+        cell.retry_at = heard + wait - EDGE / 2  # who comes back after `wait` is not late
+        cell.shed_until = cell.retry_at if verdict.sure else min(cell.retry_at, heard + SHED)
         return Refusal(cell.account, max(wait, EDGE))
 
     def _lost(self, cells: Iterable[Cell], groups: list[_Group], error: BaseException) -> None:
