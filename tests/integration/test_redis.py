@@ -1,6 +1,7 @@
 """Two machines on one Redis that is killed, frozen, robbed of its tail: callers notice nothing."""
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
@@ -13,6 +14,7 @@ import pytest
 from gateway.app.state import books
 from gateway.config.mistakes import ConfigError
 from gateway.state.embedded.reports import Row, total
+from gateway.state.spare import Spare
 from tests.support.house import ADMIN_KEY, Running
 from tests.support.redis import RedisServer
 
@@ -23,6 +25,14 @@ prices: {unpriced: allow}
 """
 ASK = {"model": "smart", "messages": [{"role": "user", "content": "Hello."}]}
 CALLERS = 4
+TOKEN = "a-key-of-the-callers-own-making-0123456789"
+LIMITED = f"""
+providers: {{one: {{kind: sim}}, two: {{kind: sim}}}}
+chains: {{smart: [one/a, two/b]}}
+prices: {{unpriced: allow}}
+keys:
+  - {{name: k, hash: "sha256:{hashlib.sha256(TOKEN.encode()).hexdigest()}", limits: {{rpm: 10}}}}
+"""
 
 
 @pytest.fixture
@@ -137,3 +147,50 @@ def test_a_redis_without_a_file_is_a_mistake_of_the_configuration_with_its_line(
     assert said.startswith("test.yaml:2:")
     assert "state.redis — this Redis keeps no append-only file" in said
     assert "set appendonly yes on it" in said
+
+
+def knows(machine: Running) -> int:
+    """How many workers it would share a limit with."""
+    spare = machine.house.state.limiter._store
+    assert isinstance(spare, Spare)
+    return spare._workers
+
+
+async def statuses(machine: Running, count: int) -> list[int]:
+    headers = {"authorization": f"Bearer {TOKEN}"}
+    url = f"{machine.base_url}/chat/completions"
+    found = []
+    async with aiohttp.ClientSession(headers=headers) as session:
+        for _ in range(count):
+            async with session.post(url, json=ASK) as answer:
+                await answer.read()
+                found.append(answer.status)
+    return found
+
+
+async def test_a_limit_is_that_of_all_machines_also_after_redis_is_gone(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        one, two = (
+            stack.enter_context(Running(LIMITED, tmp_path / name, redis=server.url))
+            for name in "ab"
+        )
+        found = await statuses(one, 4) + await statuses(two, 4)
+        assert found == [200] * 8
+        await until(lambda: [knows(machine) for machine in (one, two)] == [2, 2])
+        server.kill()
+        found = await statuses(one, 9) + await statuses(two, 9)
+        assert set(found) == {200, 429}
+        assert found.count(200) <= 4  # half of 10 each less what it used, and what was in reserve
+
+
+async def test_who_wants_no_answers_without_the_store_gets_none(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    with Running(LIMITED, tmp_path / "a", redis=server.url, when_lost="reject") as machine:
+        assert await statuses(machine, 1) == [200]
+        server.kill()
+        await until(lambda: bool(machine.house.state.troubles))
+        assert 503 in await statuses(machine, 8)
+        assert "refused" in (await ready(machine))["degraded"][0]
