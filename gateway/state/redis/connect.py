@@ -96,7 +96,7 @@ class Link:
         self._patience = patience
         self._now = clock.monotonic
         self._heard = heard
-        self._outage = Outage()
+        self._outage = Outage(slow=patience / 2)
         self._home = self._client = self._connect(None)
         self.contacts = 0
 
