@@ -6,7 +6,7 @@ UV := $(shell command -v uv 2>/dev/null)
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo run test check bench lock clean
+.PHONY: help install demo run test soak check bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ run: $(VENV)/.ok  ## serve ./gateway.yaml (make one: .venv/bin/gateway init)
 
 test: $(VENV)/.ok-dev  ## the whole default suite; no network
 	@$(PYTEST) -q -n 2 --dist worksteal $(ARGS)
+
+soak: $(VENV)/.ok-dev  ## what takes minutes: hundreds of lives of Redis and of workers
+	@$(PYTEST) -q -n 2 --dist worksteal -m soak $(ARGS)
 
 check: $(VENV)/.ok-dev  ## ruff, mypy --strict, import-linter
 	@$(BIN)/ruff format --check .

@@ -13,6 +13,7 @@ from chaos.upstream import Upstream
 from gateway.app.operator import Operator
 from gateway.app.readiness import Readiness
 from gateway.app.source import Source
+from gateway.app.state import StoreUnfit, open_rooms
 from gateway.app.usage import Usage
 from gateway.clock import Clock
 from gateway.config.load import Loaded
@@ -41,7 +42,7 @@ from gateway.server.doors import Current, Doors
 from gateway.server.facades.chat import ChatFacade
 from gateway.server.facades.embeddings import EmbeddingsFacade
 from gateway.server.serve import Servers
-from gateway.state.embedded.open import EmbeddedState, open_state
+from gateway.state.embedded.open import EmbeddedState
 from gateway.telemetry.metrics import Gauges, Metrics
 from gateway.telemetry.webhook import Alarm
 from gateway.transport.http import HttpTransport
@@ -124,22 +125,15 @@ class House:
 
         Raises:
             OSError: a port is taken or the state directory cannot be used.
+            gateway.config.mistakes.ConfigError: the Redis of the file must not be used.
         """
         settings, crew = self.snapshot.server, self.wishes.crew
         rng = random.Random()  # noqa: S311 - spreads cooldowns; made here: workers draw differently
         async with AsyncExitStack() as stack:
             self._stack = stack
             await self._simulate(self.snapshot)
-            self.state = await stack.enter_async_context(
-                open_state(
-                    settings.state_dir,
-                    self.snapshot,
-                    self.clock,
-                    self.heard,
-                    rng,
-                    crew.count if crew else 1,
-                )
-            )
+            workers = crew.count if crew else 1
+            self.state = await stack.enter_async_context(self._rooms(rng, workers))
             self.transport = HttpTransport(self.clock)
             stack.push_async_callback(self.transport.close)
             errands = await stack.enter_async_context(_Tasks(self.heard))
@@ -190,6 +184,17 @@ class House:
             self._witnessed(Lifecycle("started", name))
             yield self
             self._witnessed(Lifecycle("stopped", name))
+
+    @asynccontextmanager
+    async def _rooms(self, rng: random.Random, workers: int) -> AsyncIterator[EmbeddedState]:
+        """The state. Raises ConfigError: the file names a Redis that must not be used."""
+        try:
+            rooms = open_rooms(self.snapshot, self.clock, self.heard, rng, workers)
+            async with rooms as state:
+                yield state
+        except StoreUnfit as error:
+            where = self.loaded.tree.mistake(("state", "redis"), str(error))
+            raise ConfigError([where]) from None
 
     @property
     def in_flight(self) -> int:
@@ -305,6 +310,7 @@ class House:
         """What does not work though traffic is served."""
         told = [f"breaker of {b.target} is {b.state}" for b in self.state.health.breakers()
                 if b.state != "closed"]  # fmt: skip
+        told += self.state.troubles
         if self.problem:
             told.append("the configuration file has mistakes; the last good one is in force")
         return told
@@ -391,6 +397,7 @@ class House:
             headroom=self._headroom,
             ledger_drift=lambda: self.state.ledger.drift,
             loop_lag=lambda: self.lag,
+            state_degraded=lambda: float(bool(self.state.troubles)),
         )
 
     def _of_chains(self, counts: Mapping[str, int]) -> dict[str, int]:

@@ -66,6 +66,7 @@ class Operator:
             "in_flight": inside.in_flight,
             "queue": inside.queue.waiting,
             "keyless": inside.state.keys.keyless,
+            "store": "redis" if inside.state.wing else "embedded",
             "ledger_drift_nano_usd": inside.state.ledger.drift,
             **self.chains(),
         }

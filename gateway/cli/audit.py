@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from gateway.app.state import shared_dir
 from gateway.cli import options, say, screen
 from gateway.cli.exits import FAILED, UNAVAILABLE, Stop
 from gateway.cli.local import configuration
@@ -22,7 +23,7 @@ HEADERS = ("line", "when", "who", "verb", "object", "result", "config")
 @options.config
 @options.as_json
 def command(*, last: int, verify: bool, holds: str, config: Path, as_json: bool) -> None:
-    folder = configuration(config).snapshot.server.state_dir
+    folder = shared_dir(configuration(config).snapshot.server)
     file = AuditFile(folder)
     try:
         if verify or holds:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from gateway.app.state import StoreAway, StoreUnfit, examine
 from gateway.cli import options, say, screen
 from gateway.cli.exits import FAILED
 from gateway.cli.version import installed
@@ -23,6 +24,7 @@ from gateway.clock import SystemClock
 from gateway.config.load import load
 from gateway.config.mistakes import ConfigError
 from gateway.core.snapshot import Snapshot
+from gateway.core.target import Secret
 
 LIBRARIES = ("aiohttp", "click", "msgspec", "orjson", "pydantic", "pyyaml", "rich", "uvloop")
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph", "glusterfs"}
@@ -56,6 +58,8 @@ def command(ctx: click.Context, *, config: Path, as_json: bool, no_network: bool
     snapshot, said = _configuration(ctx, config)
     findings.append(said)
     findings += _state(Path(snapshot.server.state_dir if snapshot else "./state"))
+    if snapshot is not None and snapshot.server.redis is not None and not no_network:
+        findings.append(asyncio.run(_redis(snapshot.server.redis)))
     if snapshot is not None and not no_network:
         findings += asyncio.run(_providers(snapshot))
     worst_is_error = any(finding.verdict == "error" for finding in findings)
@@ -130,6 +134,15 @@ def _state(directory: Path) -> Iterable[Finding]:
         yield Finding("file system", "warning", f"{kind}: SQLite needs a local disk")
     else:
         yield Finding("file system", "ok" if kind else "info", kind or "unknown")
+
+
+async def _redis(url: Secret) -> Finding:
+    try:
+        return Finding("redis", "ok", await examine(url))
+    except StoreUnfit as error:
+        return Finding("redis", "error", str(error))
+    except StoreAway as error:
+        return Finding("redis", "error", f"no answer: {error}; see state.redis")
 
 
 def _mounts() -> str:

@@ -13,6 +13,7 @@ import click
 from gateway.cli import options, say, screen
 from gateway.cli.exits import CONFLICT, NOT_FOUND, UNAVAILABLE, USAGE, Stop
 from gateway.cli.local import configuration
+from gateway.cli.store import keys_of
 from gateway.cli.when import DAY, as_moment, as_span, iso
 from gateway.clock import SystemClock
 from gateway.core.key_told import all_told
@@ -160,7 +161,7 @@ def rotate(*, name: str, overlap: float, config: Path, as_json: bool) -> None:
 
 
 def _store(snapshot: Snapshot) -> KeyStore:
-    return KeyStore(Path(snapshot.server.state_dir), SystemClock(), _user(), snapshot.config)
+    return keys_of(snapshot.server, _user(), snapshot.config)
 
 
 def _user() -> str:

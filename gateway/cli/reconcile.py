@@ -11,6 +11,7 @@ import click
 from gateway.cli import options, say, screen, sheet
 from gateway.cli.exits import FAILED, USAGE, Stop
 from gateway.cli.local import configuration
+from gateway.cli.store import ledger_of
 from gateway.cli.usage_export import Export, read
 from gateway.clock import SystemClock
 from gateway.core.reconcile import SORTS, Booked, Figures, Match, dollars, matches
@@ -32,12 +33,13 @@ PART = ("calls", "input", "output", "cached", "cost_usd")
 def reconcile(context: click.Context, /, **said: Any) -> None:
     form = sheet.form(as_csv=said["as_csv"], as_json=said["as_json"])
     loaded = configuration(said["config"])
-    folder = Path(loaded.snapshot.server.state_dir)
     export = read(said["file"])
     first = max(export.days[0], said["since"].date() if said["since"] else date.min)
     last = min(export.days[-1], said["until"].date() if said["until"] else date.max)
-    _check_days(export, first, last, first_line(folder))
-    lines = booked(folder, first, last)
+    began = datetime(first.year, first.month, first.day, tzinfo=UTC).timestamp()
+    with ledger_of(loaded.snapshot.server, began) as folder:
+        _check_days(export, first, last, first_line(folder))
+        lines = booked(folder, first, last)
     providers = _providers(said["providers"], list(loaded.document.providers), lines)
     found = matches(
         [row for row in export.rows if first <= row.day <= last],

@@ -8,7 +8,7 @@ import secrets
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -104,7 +104,7 @@ def command(
                 return crew
             house = latest.house
             house.wishes = replace(house.wishes, crew=crew)
-        run(_serve(house, loop_name, quiet=quiet))
+        run(_fit(_serve(house, loop_name, quiet=quiet)))
     except asyncio.CancelledError:
         say.note("Ended before it was up.")
     except OSError as error:
@@ -191,6 +191,14 @@ def _override(house: House, listen: str, admin: str) -> None:
         else:
             settings = replace(settings, admin_host=host, admin_port=int(port))
     house.snapshot = replace(house.snapshot, server=settings)
+
+
+async def _fit(serving: Coroutine[Any, Any, None]) -> None:
+    """Raises Stop where what the file names is there and must not be used."""
+    try:
+        await serving
+    except ConfigError as error:
+        raise Stop(str(error).rstrip(), "gateway doctor", USAGE) from None
 
 
 async def _serve(house: House, loop_name: str, *, quiet: bool) -> None:

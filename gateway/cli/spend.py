@@ -12,6 +12,7 @@ from gateway.cli import options, say, screen, sheet
 from gateway.cli.exits import USAGE, Stop
 from gateway.cli.local import configuration
 from gateway.cli.reconcile import reconcile
+from gateway.cli.store import ledger_of
 from gateway.cli.when import as_moment, iso
 from gateway.clock import SystemClock
 from gateway.core.alerts import DAYS, Mover, SpendRule
@@ -45,13 +46,15 @@ def command(context: click.Context, /, **said: Any) -> None:
             what = "--movers compares today with the 7 days before, by key and user."
             raise Stop(what, "gateway spend --movers", USAGE)
         snapshot = configuration(config).snapshot
-        _tell_movers(Path(snapshot.server.state_dir), snapshot.alerts.spend, form)
+        with ledger_of(snapshot.server, SystemClock().now() - (DAYS + 1) * 86_400) as folder:
+            _tell_movers(folder, snapshot.alerts.spend, form)
         return
     words = _words("key" if by is None else by)
-    folder = Path(configuration(config).snapshot.server.state_dir)
+    settings = configuration(config).snapshot.server
     seconds, first = since or (7 * 86_400.0, None)
     start = first if first is not None else SystemClock().now() - (seconds or 0.0)
-    _tell_spend(folder, words, start, form)
+    with ledger_of(settings, start) as folder:
+        _tell_spend(folder, words, start, form)
 
 
 def _nothing_before(context: click.Context, name: str) -> None:

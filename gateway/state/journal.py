@@ -228,9 +228,14 @@ class Journal:
         """What can be read, oldest segment first."""
         return (*(part for _, part in self._full), Part(self._path, self._size, done=False))
 
+    @property
+    def full(self) -> bool:
+        """The segment is: `turn` begins another as soon as the one before it is gone."""
+        return self._size >= self._roll
+
     def turn(self) -> None:
         """Begin a new segment if this one is full and the one before it is gone."""
-        if self._size < self._roll or self._full or not self.flush():
+        if not self.full or self._full or not self.flush():
             return
         lines: list[bytes] = []
         for opening in self._open.values():

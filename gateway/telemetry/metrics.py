@@ -103,7 +103,7 @@ class Gauges:
     Args:
         inflight_requests, queue_depth: by chain. inflight_attempts: by target.
         headroom: (target, kind, 0..1) rows.
-        ledger_drift: nano-dollars. loop_lag: seconds.
+        ledger_drift: nano-dollars. loop_lag: seconds. state_degraded: 1 or 0.
     """
 
     inflight_requests: Callable[[], Mapping[str, int]] | None = None
@@ -112,6 +112,7 @@ class Gauges:
     headroom: Callable[[], Iterable[tuple[str, str, float]]] | None = None
     ledger_drift: Callable[[], int] | None = None
     loop_lag: Callable[[], float] | None = None
+    state_degraded: Callable[[], float] | None = None
 
 
 NO_GAUGES = Gauges()
@@ -655,6 +656,7 @@ def _looked_up(gauges: Gauges) -> Iterator[Metric]:
             gauges.ledger_drift,
         ),
         ("gateway_event_loop_lag_seconds", "How late the event loop is", gauges.loop_lag),
+        ("gateway_state_degraded", "1 while the shared store is lost", gauges.state_degraded),
     )
     for name, told, figure in alone:
         if figure is not None:

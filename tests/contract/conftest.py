@@ -17,6 +17,8 @@ from gateway.state.journal import Journal
 from gateway.state.redis.accounts import RedisAccounts
 from gateway.state.redis.answers import RedisAnswers
 from gateway.state.redis.connect import Link
+from gateway.state.redis.ledger import RedisLedger
+from gateway.state.redis.reports import stored
 from gateway.state.spare import Spare
 from tests.support.clock import ManualClock
 from tests.support.fakes import FakeAnswers
@@ -102,13 +104,6 @@ class EmbeddedBooks:
     async def close(self) -> None:
         await self.kill()
         await self._store.close()
-
-
-@pytest.fixture(params=["embedded"])
-async def books(tmp_path: Path) -> AsyncIterator[Books]:
-    found = EmbeddedBooks(tmp_path / "state")
-    yield found
-    await found.close()
 
 
 class Shelves(Protocol):
@@ -268,3 +263,53 @@ async def shelves(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
     found = EmbeddedShelves(tmp_path / "state") if request.param == "embedded" else FakeShelves()
     yield found
     await found.close()
+
+
+class RedisBooks:
+    def __init__(self, folder: Path, server: RedisServer) -> None:
+        self._folder = folder
+        self._lives = 0
+        self._journal: Journal | None = None
+        self._ledger: RedisLedger | None = None
+        self._link = Link(server.url, SystemClock(), lambda _: None)
+
+    def worker(self) -> Ledger:
+        self._lives += 1
+        self._folder.mkdir(exist_ok=True)
+        self._journal = Journal(self._folder, f"w{self._lives}")
+        self._ledger = RedisLedger(
+            self._journal, self._folder, self._link, ManualClock(), lambda _: None
+        )
+        return self._ledger
+
+    async def kill(self) -> None:
+        if self._journal is not None and self._ledger is not None:
+            self._journal.drop()
+            self._ledger._backlog.close()
+        self._journal = self._ledger = None
+
+    async def settle(self) -> None:
+        assert self._ledger is not None
+        await self._ledger.recover()
+        assert await self._ledger.ship()
+
+    async def rows(self) -> Rows:
+        found = await stored(self._link, 0, ManualClock().now())
+        return {row[0]: (row[25], row[22]) for row in found.rows}
+
+    async def close(self) -> None:
+        await self.kill()
+        await self._link.close()
+
+
+@pytest.fixture(params=["embedded", "redis"])
+async def books(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Books]:
+    if request.param == "embedded":
+        embedded = EmbeddedBooks(tmp_path / "state")
+        yield embedded
+        await embedded.close()
+        return
+    with RedisServer(tmp_path / "redis") as server:
+        shared = RedisBooks(tmp_path / "state", server)
+        yield shared
+        await shared.close()

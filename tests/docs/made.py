@@ -145,6 +145,7 @@ def wired() -> Gauges:
         and node.func.id == "Gauges"
     )
     looks: dict[str, Any] = {"ledger_drift": lambda: 0, "loop_lag": lambda: 0.0}
+    looks["state_degraded"] = lambda: 0.0
     looks["headroom"] = tuple
     return Gauges(**{word.arg: looks.get(word.arg, dict) for word in call.keywords if word.arg})
 

@@ -41,7 +41,7 @@ STANDARD = {
     "pickle": (),
     "subprocess": (),
     "threading": ("gateway/telemetry/", "gateway/state/embedded/sqlite.py", "chaos/upstream.py"),
-    "tempfile": ("gateway/cli/demo.py", "gateway/cli/doctor.py"),
+    "tempfile": ("gateway/app/state.py", "gateway/cli/demo.py", "gateway/cli/doctor.py"),
     "urllib.request": (),
     "http.client": ("gateway/cli/healthcheck.py",),  # must be quick: no aiohttp there
 }

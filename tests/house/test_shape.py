@@ -27,6 +27,7 @@ LATE = {  # imports inside a function, and why
 }
 BY_NAME = {
     "gateway/app/house.py": "what checks tokens costs 0.1 s and is seldom needed",
+    "gateway/app/state.py": "redis-py costs 0.2 s and few need it",
     "gateway/cli/main.py": "commands are found by name, so that --help loads none of them",
     "gateway/cli/chat.py": "readline may be missing",
     "gateway/config/prices.py": "the catalogue costs 0.4 s and is seldom needed",

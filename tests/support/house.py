@@ -32,11 +32,14 @@ class Running:
         listeners: tuple[Listener, ...] = (),
         *,
         server: str = "",
+        redis: Secret | None = None,
+        when_lost: str = "shrink",
     ) -> None:
+        shared = "" if redis is None else f', redis: "{redis.reveal()}", when_lost: {when_lost}'
         head = (
             "server: {listen: 127.0.0.1:0, admin: 127.0.0.1:0, lame_duck: 0s, drain: 5s"
             f"{server}}}\n"
-            f"state: {{dir: {folder}}}\n"
+            f"state: {{dir: {folder}{shared}}}\n"
         )
         self._source = Source(env or {}, text=head + text, name="test.yaml")
         self._wishes = Wishes(Secret(ADMIN_KEY), listeners=listeners)

@@ -14,6 +14,7 @@ from gateway.core.attempt import Attempt
 from gateway.core.events import BreakerMoved, Event, KeyAside
 from gateway.core.plan import WELL, Standing
 from gateway.core.target import WAY_ON, BreakerPolicy, Cause, Failure, Fault, Target
+from gateway.state.wing import Seen
 
 BUCKETS = 10
 RAMP = 4.0  # seconds
@@ -265,6 +266,45 @@ class LocalHealth:
             until = seat.open_until if name == "open" and seat.forced is None else None
             found.append(Breaker(seat.target.id, seat.target.name, name, until))
         return found
+
+    # -- what other workers say, where somebody carries it -----------------------------------------
+
+    def seen(self) -> list[Seen]:
+        """All that no operator holds."""
+        now = self._now()
+        return [
+            Seen(
+                seat.target.id,
+                seat.state != "closed",
+                seat.opened_at,
+                seat.open_until - now,
+                seat.trips,
+                self._probing(seat, now),
+            )
+            for seat in self._seats.values()
+            if seat.forced is None
+        ]
+
+    def hear_open(self, target_id: str, left: float, trips: int) -> None:
+        """Another worker's breaker is open for `left` seconds; a probe of ours goes on."""
+        seat = self._seats.get(target_id)
+        if seat is None or seat.forced is not None or seat.state == "half-open":
+            return
+        until = self._now() + left
+        seat.trips = max(seat.trips, trips)
+        if seat.state == "open":
+            seat.open_until = max(seat.open_until, until)
+            return
+        seat.opened_at = self._now()
+        seat.open_until = until
+        seat.ring.clear()
+        self._move(seat, "open", "another worker's has opened", until)
+
+    def hear_closed(self, target_id: str) -> None:
+        """Another worker's probe was answered."""
+        seat = self._seats.get(target_id)
+        if seat is not None and seat.forced is None and seat.state != "closed":
+            self._close(seat, "another worker's probe was answered")
 
     # -- standing ---------------------------------------------------------------------------------
 

@@ -8,25 +8,20 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from gateway.clock import Clock
 from gateway.core.events import Event, StateTrouble
+from gateway.state.backlog import Backlog
 from gateway.state.embedded.accounts import swept
 from gateway.state.embedded.sqlite import Store, harden, problem, transaction
-from gateway.state.journal import Final, Fold, Journal, Part, Reader, Record, orphans, sweep, sync
-from gateway.wire import json
+from gateway.state.journal import Final, Fold, Journal, Record, orphans, sweep, sync
+from gateway.state.rows import DAY, LINES, SUMS, Row, Sums, row_of, sums_of
 
 SHIP = 0.1  # seconds between shipments
 SYNC = 1.0
 TIDY = 10.0  # orphans of siblings
 CLEAN = 600.0
 CLEANED = 5_000  # rows removed in one transaction
-DAY = 86_400
-LINES = 30  # days
-SUMS = 400
-BATCH = 20_000  # rows in one transaction; the rest waits in the journal
-MOST = 2**53  # clamps a row that lies, so that no sum can overflow
 
 INSERT = """INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
   ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
@@ -42,12 +37,6 @@ DRIFT = """SELECT coalesce(sum(abs(n)), 0) FROM (
     SELECT name, day, -nano_usd FROM spent WHERE scope = 'key' AND day >= :since
   ) GROUP BY key, day
 )"""
-
-Handed = tuple[Sequence[Part], list[Final] | None]
-Row = tuple[Any, ...]  # the columns of `ledger`, in order
-Place = tuple[str, str, int]  # scope, name, day
-Sums = dict[Place, list[int]]
-NONE = [0] * 6
 
 
 class EmbeddedLedger:
@@ -153,108 +142,32 @@ class EmbeddedLedger:
         self._heard(StateTrouble("embedded", op, problem(error)))
 
 
-class Shipper:
-    """How far the own journal was applied: from memory while nothing is missing there, else read.
-
-    `hand` belongs to the loop, `ship` to the store's thread. The file is always enough: it is read
-    from its beginning when memory is not, and the cursor knows what was applied before.
-    """
+class Shipper(Backlog):
+    """Applies the backlog of one worker; `ship` belongs to the store's thread."""
 
     def __init__(self, worker: str) -> None:
+        super().__init__()
         self._worker = worker
-        self._fold = Fold()
-        self._rows: list[Final] = []  # not yet applied
-        self._readers: dict[Path, Reader] = {}
-        self._handed: deque[Handed] = deque()
-        self._live = True  # `_rows` is what memory had, and all before it is applied
-        self._level = False  # what was read reaches to where the next `hand` begins
-        self.behind = False  # a full batch was applied, more is to be read
         self.users: set[str] = set()  # whose sums were changed; taken away by the loop
         self._applied: deque[Final] = deque()  # and not yet told
         self._told = 0  # the seq of the last that was applied
 
-    def hand(self, parts: Sequence[Part], finals: list[Final] | None) -> None:
-        """What is written, and its endings since the last time; None: they have to be read."""
-        waiting = tuple(self._handed)  # at once: the thread may be taking from it
-        if sum(len(more or ()) for _, more in waiting) + len(finals or ()) > BATCH:
-            self._handed.clear()
-            finals = None
-        self._handed.append((parts, finals))
-
     def ship(self, db: sqlite3.Connection) -> set[Path]:
         """Apply what was handed over; the segments that are done and no longer needed."""
-        parts: Sequence[Part] = ()
-        finals: list[Final] | None = []
-        while self._handed:
-            parts, more = self._handed.popleft()
-            finals = None if finals is None or more is None else finals + more
-        self.behind = False
-        if not parts:
-            return set()
-        done = self._follow(parts, finals)
-        if self._rows:
-            self.users |= apply(db, self._worker, self._rows)
-            self._applied.extend(row for row in self._rows if row.seq > self._told)
-            self._told = max(self._told, self._rows[-1].seq)
-            self._rows.clear()
+        done = self.gather()
+        if self.rows:
+            self.users |= apply(db, self._worker, self.rows)
+            self._applied.extend(row for row in self.rows if row.seq > self._told)
+            self._told = max(self._told, self.rows[-1].seq)
+            self.rows.clear()
         if not done or not harden(db):
             return set()
-        for path in done:
-            if path in self._readers:
-                self._readers.pop(path).close()
+        self.forget(done)
         return done
 
     def booked(self) -> list[Final]:
         """What was applied since the last time; read again from the file it is not told again."""
         return [self._applied.popleft() for _ in range(len(self._applied))]
-
-    def at(self, parts: Iterable[Part]) -> bool:
-        """Whether everything in `parts` is applied."""
-        readers = self._readers
-        return not self._rows and (
-            self._live
-            or all(
-                part.done or (part.path in readers and readers[part.path].offset == part.size)
-                for part in parts
-            )
-        )
-
-    def close(self) -> None:
-        for reader in self._readers.values():
-            reader.close()
-        self._readers.clear()
-
-    def _follow(self, parts: Iterable[Part], finals: list[Final] | None) -> set[Path]:
-        """Add to `_rows` what is new; the segments that have no more."""
-        whole = self._live or self._level
-        if finals is None or not whole or len(self._rows) + len(finals) > BATCH:
-            if self._live:
-                self._rows.clear()
-                self._live = False
-            return self._read(parts)
-        if not self._live:
-            self.close()
-            self._fold = Fold()
-            self._live = True
-        self._rows += finals
-        return {part.path for part in parts if part.done}
-
-    def _read(self, parts: Iterable[Part]) -> set[Path]:
-        done: set[Path] = set()
-        self._level = False
-        for part in parts:
-            reader = self._readers.get(part.path)
-            if reader is None:
-                reader = self._readers[part.path] = Reader(part.path)
-            while len(self._rows) < BATCH and (records := reader.read(part.size)):
-                self._rows.extend(self._fold.feed(records))
-            if reader.offset < part.size:
-                self.behind = True
-                return done
-            if part.done:
-                done.add(part.path)
-        self._level = True
-        return done
 
 
 def apply(db: sqlite3.Connection, worker: str, finals: Sequence[Final]) -> set[str]:
@@ -269,6 +182,14 @@ def apply(db: sqlite3.Connection, worker: str, finals: Sequence[Final]) -> set[s
         users = _book(db, [final for final in finals if final.seq > cursor])
         _move(db, worker, max(finals[-1].seq, cursor), closed=0)
     return users
+
+
+def fill(db: sqlite3.Connection, rows: Sequence[Row], sums: Sums, first: int) -> None:
+    """An empty store becomes a copy of another; `first`: the day from which all rows are there."""
+    with transaction(db):
+        db.executemany(INSERT.replace("INSERT", "INSERT OR IGNORE", 1), rows)
+        db.executemany(SPEND, [(*at, *values) for at, values in sums.items()])
+        db.execute("UPDATE version SET value = ? WHERE name = 'lines'", (first,))
 
 
 def recover(db: sqlite3.Connection, folder: Path) -> int:
@@ -333,7 +254,7 @@ def _bury(db: sqlite3.Connection, worker: str, records: Iterable[Record]) -> int
 
 def _book(db: sqlite3.Connection, finals: list[Final]) -> set[str]:
     """Returns whose sums were changed, as `key/user`."""
-    rows = [_row(final) for final in finals]
+    rows = [row_of(final) for final in finals]
     try:
         db.execute("SAVEPOINT book")
         db.executemany(INSERT, rows)
@@ -341,7 +262,7 @@ def _book(db: sqlite3.Connection, finals: list[Final]) -> set[str]:
         db.execute("ROLLBACK TO book")
         rows = [row for row in rows if _insert(db, row)]
     db.execute("RELEASE book")
-    sums = _sums(rows)
+    sums = sums_of(rows)
     db.executemany(SPEND, [(*at, *values) for at, values in sums.items()])
     return {name for scope, name, _ in sums if scope == "user"}
 
@@ -357,52 +278,3 @@ def _cursor(db: sqlite3.Connection, worker: str) -> tuple[int, bool]:
 
 def _move(db: sqlite3.Connection, worker: str, seq: int, *, closed: int) -> None:
     db.execute("INSERT OR REPLACE INTO cursor VALUES (?, ?, ?)", (worker, seq, closed))
-
-
-def _row(final: Final) -> Row:
-    _, opening, line = final
-    attempt_id, at, usage, nano_usd, *rest = line
-    counts = json.fields(usage)[:-1]  # all but `estimated`
-    request = attempt_id.rpartition(".")[0] or attempt_id
-    most = max(counts), min(counts), nano_usd or 0, line.upstream_ms
-    if max(most) > MOST or min(most) < -MOST:
-        counts = tuple(_bounded(count) for count in counts)
-        nano_usd = None if nano_usd is None else _bounded(nano_usd)
-        rest[-2] = _bounded(line.upstream_ms)
-    return attempt_id, request, at, int(at // DAY), *opening[2:12], *counts, nano_usd, *rest
-
-
-def _sums(rows: Iterable[Row]) -> Sums:
-    """What `rows` add to the sums of their keys, teams and users."""
-    whose: dict[Row, list[int]] = {}
-    for row in rows:
-        who = row[3:7]  # day, key, team, user
-        found = whose.get(who)
-        if found is None:
-            found = whose[who] = [0, 0, 0, 0, 0, 0]
-        nano_usd = row[22]
-        if row[0].endswith(".1"):  # the request itself, not what was tried after
-            found[0] += 1
-        found[1] += 1
-        found[2] += row[14]
-        found[3] += row[15]
-        if nano_usd is None:
-            found[5] += 1
-        else:
-            found[4] += nano_usd
-    sums: Sums = {}
-    for (day, key, team, user), values in whose.items():
-        _add(sums, ("key", key, day), values)
-        if team is not None:
-            _add(sums, ("team", team, day), values)
-        if user is not None:
-            _add(sums, ("user", f"{key}/{user}", day), values)
-    return sums
-
-
-def _add(sums: Sums, place: Place, values: list[int]) -> None:
-    sums[place] = [a + b for a, b in zip(sums.get(place, NONE), values, strict=True)]
-
-
-def _bounded(count: int) -> int:
-    return max(-MOST, min(count, MOST))

@@ -5,7 +5,7 @@ import errno
 import os
 import random
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +14,7 @@ from typing import Self
 
 from gateway.clock import Clock
 from gateway.core.events import Event, StateTrouble
+from gateway.core.ports import Books, Register
 from gateway.core.snapshot import Snapshot
 from gateway.state.claims import GLANCE
 from gateway.state.embedded import audit
@@ -32,6 +33,7 @@ from gateway.state.embedded.stories import WRITE, Stories
 from gateway.state.journal import Journal
 from gateway.state.slices import TICK, Slices
 from gateway.state.spare import Spare
+from gateway.state.wing import OwnAnswers, OwnLedger, Wing
 
 CLEANER = "cleaner.lock"  # of several workers one forgets what is old, for all
 
@@ -41,17 +43,23 @@ class EmbeddedState:
     """The rooms of one machine behind the ports. `recovered`: attempts of lost workers settled."""
 
     limiter: Slices
-    ledger: EmbeddedLedger
+    ledger: OwnLedger
     keys: EmbeddedKeys
-    register: EmbeddedRegister
+    register: Register
     audit: AuditLog
-    books: EmbeddedBooks
+    books: Books
     health: LocalHealth
     stories: Stories
     watch: SpendWatch
-    answers: EmbeddedAnswers
+    answers: OwnAnswers
     worker: str
     recovered: int
+    wing: Wing | None = None
+
+    @property
+    def troubles(self) -> Sequence[str]:
+        """What of the state does not work though it serves."""
+        return self.wing.troubles if self.wing else ()
 
     def use(self, snapshot: Snapshot) -> None:
         """A reload: what is counted and learnt stays by name."""
@@ -63,17 +71,20 @@ class EmbeddedState:
 
 
 @asynccontextmanager
-async def open_state(
+async def open_state(  # noqa: PLR0913 - each is somebody else's to give
     dir: Path | str,
     snapshot: Snapshot,
     clock: Clock,
     heard: Callable[[Event], None],
     rng: random.Random,
     workers: int = 1,
+    *,
+    wing: Wing | None = None,
 ) -> AsyncIterator[EmbeddedState]:
     """Settles what a crash left, then serves; on leaving everything is shipped.
 
-    `workers`: how many processes share `dir`.
+    `workers`: how many processes share `dir`. `wing`: limits, money, keys and kept answers are not
+    this machine's alone.
 
     Raises:
         OSError: the folder cannot be used, or the store in it; its `strerror` says why.
@@ -82,6 +93,7 @@ async def open_state(
     folder = Path(dir)
     prepare(folder)
     store, shared = Store(folder), Store(folder)
+    keys_store = Store(wing.keys_dir) if wing else store
     cleaner = Lease(folder / CLEANER)
     try:
         try:
@@ -90,39 +102,50 @@ async def open_state(
             raise OSError(errno.EIO, str(error), str(folder / FILE)) from None
         worker = os.urandom(8).hex()
         journal = Journal(folder, worker, heard=heard)
-        log = AuditLog(store, snapshot.config, clock, heard)
+        log = AuditLog(keys_store, snapshot.config, clock, heard)
 
         def witnessed(event: Event) -> None:
             heard(event)
             log.heard(event)
 
         watch = SpendWatch(store, snapshot.alerts.spend, clock, witnessed)
-        ledger = EmbeddedLedger(journal, store, clock, heard, spent=watch.spent)
+        ledger: OwnLedger = (
+            wing.ledger(journal, folder)
+            if wing
+            else EmbeddedLedger(journal, store, clock, heard, spent=watch.spent)
+        )
         try:
             recovered = await ledger.recover()
-            keys = EmbeddedKeys(store, snapshot, clock, heard)
+            keys = EmbeddedKeys(keys_store, snapshot, clock, heard)
             await keys.load()
             health = LocalHealth(clock, heard, rng)
             health.use(snapshot.targets.values())
+            if wing:
+                wing.join(worker, health)
             stories = Stories(store, snapshot.config, clock, heard)
             accounts = SqliteAccounts(shared, clock)
-            trouble = partial(StateTrouble, "embedded", "limits")
-            spare = Spare(accounts, clock, workers, lambda why: heard(trouble(why)))
+            trouble = partial(StateTrouble, "redis" if wing else "embedded", "limits")
+            spare = Spare(
+                wing.accounts if wing else accounts, clock, workers, lambda why: heard(trouble(why))
+            )
             limiter = Slices(spare, worker, clock)
-            answers = EmbeddedAnswers(store, clock, heard)
+            own = EmbeddedAnswers(store, clock, heard)
+            answers: OwnAnswers = wing.answers(own) if wing else own
+            register = EmbeddedRegister(keys_store, keys, log, clock)
             state = EmbeddedState(
                 limiter,
                 ledger,
                 keys,
-                EmbeddedRegister(store, keys, log, clock),
+                wing.register(register) if wing else register,
                 log,
-                EmbeddedBooks(store, clock),
+                wing.books if wing else EmbeddedBooks(store, clock),
                 health,
                 stories,
                 watch,
                 answers,
                 worker,
                 recovered,
+                wing,
             )
 
             async def clean() -> None:
@@ -131,7 +154,7 @@ async def open_state(
                     await stories.clean()
                     await accounts.tidy()
                     await watch.look_at_all()
-                    await answers.clean()
+                    await own.clean()
                     await log.clean()
 
             async with _Chores(clock, heard) as chores:
@@ -146,14 +169,23 @@ async def open_state(
                 chores.every(RENEW, answers.renew)
                 chores.every(GLANCE, answers.look)
                 chores.every(audit.WRITE, log.write)
+                if wing:
+                    chores.every(RENEW, own.renew)
+                    chores.every(GLANCE, own.look)
+                    for seconds, chore in wing.chores:
+                        chores.every(seconds, chore)
                 yield state
             await limiter.leave()
+            if wing:
+                await wing.leave()
             await stories.write()
             await log.write()
         finally:
             await ledger.leave()
     finally:
         cleaner.close()
+        if keys_store is not store:
+            await keys_store.close()
         await shared.close()
         await store.close()
 

@@ -83,16 +83,20 @@ class Link:
     Args:
         url: `redis://` or `rediss://`, with its credentials; never printed.
         heard: told when Redis is lost and when it is back.
+        patience: seconds a call may take; a command line has more than a gateway.
 
     Attributes:
         contacts: how often Redis came (back); a room that sees it grow has to register again.
     """
 
-    def __init__(self, url: Secret, clock: Clock, heard: Callable[[Event], None]) -> None:
+    def __init__(
+        self, url: Secret, clock: Clock, heard: Callable[[Event], None], patience: float = CALL
+    ) -> None:
         self._url = url
+        self._patience = patience
         self._now = clock.monotonic
         self._heard = heard
-        self._outage = Outage()
+        self._outage = Outage(slow=patience / 2)
         self._home = self._client = self._connect(None)
         self.contacts = 0
 
@@ -113,12 +117,22 @@ class Link:
             RedisUnfit: too old, without an append-only file, a replica, or one that evicts.
         """
         try:
-            await self._examine()
+            await self.examine()
         except RedisLost as error:
             self._lose(f"not reached at the start: {error}")
             return False
         self.contacts += 1
         return True
+
+    async def examine(self) -> str:
+        """Its version. Raises RedisLost, RedisUnfit."""
+        told = await self._ask("INFO")
+        if not isinstance(told, dict):
+            raise RedisLost("not permitted")
+        complaint = unfit(told)
+        if complaint:
+            raise RedisUnfit(complaint)
+        return str(told["redis_version"])
 
     async def run(
         self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int | float]
@@ -168,7 +182,7 @@ class Link:
         if not self._outage.pinged(self._now() - began):
             return
         try:
-            await self._examine()
+            await self.examine()
         except RedisLost:
             return
         except RedisUnfit as error:
@@ -194,7 +208,7 @@ class Link:
     async def _ask(self, *command: Any) -> Any:
         """Raises RedisLost, and NoScriptError."""
         try:
-            async with asyncio.timeout(CALL):
+            async with asyncio.timeout(self._patience):
                 try:
                     return await self._client.execute_command(*command)
                 except exceptions.MovedError as moved:
@@ -203,6 +217,8 @@ class Link:
         except exceptions.NoScriptError:
             raise
         except (exceptions.RedisError, OSError) as error:
+            if problem(error) == "connection":  # those that wait in the pool are dead as well
+                await self._client.connection_pool.disconnect(inuse_connections=False)
             raise RedisLost(problem(error)) from error
 
     async def _follow(self, moved: exceptions.MovedError) -> None:
@@ -211,15 +227,6 @@ class Link:
             await self._client.aclose()
         self._client = self._connect((moved.host, moved.port))
 
-    async def _examine(self) -> None:
-        """Raises RedisLost, RedisUnfit."""
-        told = await self._ask("INFO")
-        if not isinstance(told, dict):
-            raise RedisLost("not permitted")
-        complaint = unfit(told)
-        if complaint:
-            raise RedisUnfit(complaint)
-
     def _connect(self, place: tuple[str, int] | None) -> Any:
         """A client; Any, because redis-py has no types for what we call."""
         where = {} if place is None else {"host": place[0], "port": place[1]}
@@ -227,8 +234,8 @@ class Link:
             self._url.reveal(),
             max_connections=CONNECTIONS,
             timeout=POOL,
-            socket_timeout=CALL,
-            socket_connect_timeout=CALL,
+            socket_timeout=self._patience,
+            socket_connect_timeout=self._patience,
             socket_keepalive=True,
             retry=Retry(NoBackoff(), 0),
             protocol=2,  # no handshake, and nothing that is pushed at us

@@ -14,9 +14,18 @@ _FEW = CALLS // 20  # so many may be slow: with one more the 95th percentile is
 
 
 class Outage:
-    """Attributes: lost (no calls may be made), why (of the last loss, for people)."""
+    """Judges calls.
 
-    def __init__(self) -> None:
+    Args:
+        slow: seconds beyond which a call is.
+
+    Attributes:
+        lost: no calls may be made.
+        why: of the last loss, for people.
+    """
+
+    def __init__(self, slow: float = SLOW) -> None:
+        self._limit = slow
         self.lost = False
         self.why = ""
         self._failures = 0
@@ -26,10 +35,12 @@ class Outage:
     def answered(self, seconds: float) -> bool:
         """A call was answered after `seconds`; True: that made it lost."""
         self._failures = 0
-        self._slow.append(seconds > SLOW)
+        self._slow.append(seconds > self._limit)
         if self.lost or len(self._slow) < CALLS or sum(self._slow) <= _FEW:
             return False
-        return self.lose(f"slow: {_FEW + 1} of {CALLS} calls took more than {SLOW * 1000:.0f} ms")
+        return self.lose(
+            f"slow: {_FEW + 1} of {CALLS} calls took more than {self._limit * 1000:.0f} ms"
+        )
 
     def failed(self, problem: str) -> bool:
         """A call failed; True: that made it lost."""
@@ -41,7 +52,7 @@ class Outage:
 
     def pinged(self, seconds: float | None) -> bool:
         """A ping while lost took `seconds`, None: it failed; True: it may be used again."""
-        self._good = self._good + 1 if seconds is not None and seconds <= SLOW else 0
+        self._good = self._good + 1 if seconds is not None and seconds <= self._limit else 0
         return self._good >= GOOD
 
     def lose(self, why: str) -> bool:

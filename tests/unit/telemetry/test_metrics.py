@@ -66,6 +66,7 @@ NAMES = {
     "gateway_spend_alerts_total": (),
     "gateway_state_errors_total": ("backend", "op"),
     "gateway_event_loop_lag_seconds": (),
+    "gateway_state_degraded": (),
     "gateway_config_reload_success": (),
     "gateway_config_last_reload_timestamp_seconds": (),
     "gateway_workers": ("state",),
@@ -80,6 +81,7 @@ GAUGES = Gauges(
     headroom=lambda: [("gpt", "rpm", 0.25)],
     ledger_drift=lambda: 0,
     loop_lag=lambda: 0.002,
+    state_degraded=lambda: 1.0,
 )
 
 

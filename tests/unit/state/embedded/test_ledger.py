@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from gateway.core.events import Event
 from gateway.core.usage import Usage
+from gateway.state import backlog
 from gateway.state import journal as journals
 from gateway.state.embedded import ledger as module
 from gateway.state.embedded.ledger import EmbeddedLedger, Shipper, clean, drift, recover
@@ -390,7 +391,7 @@ async def test_a_shipment_that_was_called_off_loses_nothing(tmp_path: Path) -> N
 def test_what_waits_in_memory_is_bounded_and_read_again(
     tmp_path: Path, db: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BATCH", 3)
+    monkeypatch.setattr(backlog, "BATCH", 3)
     journal, shipper = Journal(tmp_path, "w1"), Shipper("w1")
     for number in range(8):
         journal.open(opening(f"{number}.1"))

@@ -1,6 +1,6 @@
 """When Redis counts as lost: the rule of gateway.md 5.5, call by call."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.state.redis.outage import Outage
@@ -37,6 +37,7 @@ def test_two_good_pings_in_a_row_end_it() -> None:
     assert not outage.failed("timeout")
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([FAST, SLOW, None]), max_size=60))
 def test_it_is_lost_exactly_when_the_rule_says_so(calls: list[float | None]) -> None:
     outage = Outage()

@@ -1,0 +1,39 @@
+-- Applies lines of a worker once: only if its cursor stands where the worker believes it does.
+--
+-- KEYS: 1 the worker's cursor, 2 how many rows each day has; then for each day its sums, its rows.
+-- ARGV: 1 base, the seq the worker believes in; 2 last, the seq after this; 3 "1": the journal is
+--   complete; 4 seconds the cursor is kept; then for each day: its number, when its sums and when
+--   its rows may go (epoch seconds), the rows (one text), how many rows, how many sums, and for each
+--   sum its field and the amount to add.
+-- Returns the cursor, and for how many seconds its journal has been complete (-1: it is not).
+local cursor = redis.call('HMGET', KEYS[1], 'seq', 'closed')
+local seq, closed = cursor[1] or '0', cursor[2]
+if closed then
+  return {seq, redis.call('TIME')[1] - closed}
+end
+if seq ~= ARGV[1] then
+  return {seq, -1}
+end
+
+redis.call('HSET', KEYS[1], 'seq', ARGV[2])
+if ARGV[3] == '1' then
+  redis.call('HSET', KEYS[1], 'closed', redis.call('TIME')[1])
+end
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+
+local at = 5
+for place = 3, #KEYS, 2 do
+  local sums, rows = KEYS[place], KEYS[place + 1]
+  local day, sums_end, rows_end, text, count, more =
+    ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], tonumber(ARGV[at + 5])
+  redis.call('RPUSH', rows, text)
+  redis.call('EXPIREAT', rows, rows_end)
+  redis.call('HINCRBY', KEYS[2], day, count)
+  at = at + 6
+  for _ = 1, more do
+    redis.pcall('HINCRBY', sums, ARGV[at], ARGV[at + 1]) -- beyond 64 bits: the rows still tell
+    at = at + 2
+  end
+  redis.call('EXPIREAT', sums, sums_end)
+end
+return {ARGV[2], ARGV[3] - 1}
