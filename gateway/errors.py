@@ -15,6 +15,7 @@ The tree (status, type; what a client should do):
         InProgress 409 invalid_request_error - the same request is still being answered
         RateLimited 429 rate_limit_error - also a chain whose targets were rate limited
         Overloaded 503 overloaded_error - draining, no healthy target, store lost
+      BudgetSpent 429 insufficient_quota - x-should-retry: false; `resets_at` says when it is whole
       UpstreamFailed 502 upstream_error - x-should-retry: false, we already tried
         UpstreamTimedOut 504 upstream_error
 
@@ -95,7 +96,7 @@ class GatewayError(Exception):
         headers = dict(self.told)
         headers["x-should-retry"] = "true" if self.should_retry else "false"
         after = self.retry_after
-        if after is None and self.status in {429, 503}:
+        if after is None and self.retryable and self.status in {429, 503}:
             after = 1.0
         if after is not None:
             headers["retry-after"] = str(max(1, math.ceil(after)))
@@ -199,6 +200,24 @@ class RateLimited(Shed):
     status = 429
     type = "rate_limit_error"
     default_code = "rpm_exceeded"
+
+
+class BudgetSpent(GatewayError):
+    """Money is up until `resets_at` (RFC 3339; None: it does not renew itself)."""
+
+    status = 429
+    type = "insufficient_quota"
+    default_code = "insufficient_quota"
+
+    def __init__(self, message: str, *, scope: str, resets_at: str | None) -> None:
+        super().__init__(message, scope=scope)
+        self.resets_at = resets_at
+
+    def body(self) -> dict[str, Any]:
+        """`resets_at` stands where others say when to come back."""
+        body = super().body()
+        body["error"]["resets_at"] = self.resets_at
+        return body
 
 
 class Overloaded(Shed):

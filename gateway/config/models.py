@@ -31,6 +31,7 @@ from gateway.config import nodes
 from gateway.config.nodes import Wrong
 from gateway.config.secrets import Hidden, expand
 from gateway.core.alerts import SpendRule
+from gateway.core.budget import Per
 from gateway.core.kept import CacheScope
 from gateway.core.principal import Priority, Role
 from gateway.core.snapshot import MOST_WORKERS, ServerSettings
@@ -340,6 +341,14 @@ Share = Annotated[
     *_leaf(nodes.share, {"type": "string", "pattern": r"^\d+(\.\d+)?%$"}, _spelled_share),
 ]
 Dollars = Annotated[int, *_leaf(nodes.money, _AMOUNT, _spelled_dollars)]
+SomeDollars = Annotated[
+    int,
+    *_leaf(
+        nodes.some_money,
+        {"type": "number", "exclusiveMinimum": 0, "maximum": 9_000_000},
+        _spelled_dollars,
+    ),
+]
 Factor = Annotated[float, *_leaf(nodes.factor, {"type": "number", "minimum": 1, "maximum": 100})]
 Day = Annotated[date, *_leaf(nodes.day, {"type": "string", "format": "date"})]
 Count = Annotated[int, *_whole(1, 1_000_000_000)]
@@ -650,10 +659,30 @@ def _kind_of_full(value: object) -> str:
     return "<wait>" if isinstance(value, dict | Wait) else "<word>"
 
 
+class BudgetSection(Section):
+    """What may be spent in a period, by the UTC calendar."""
+
+    usd: SomeDollars
+    """Dollars, exact to 9 decimals."""
+    per: Annotated[Per, *_words("request", "hour", "day", "month", "total")]
+    """request, hour, day, month, or total: what it never starts anew after."""
+    hard: Truth = True
+    """Never passed; false: what is under way when it is used up may pass it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: object) -> object:
+        if isinstance(value, nodes.Scalar):
+            raise Wrong("a budget needs dollars and a period: {usd: 20, per: day}")
+        return value
+
+
 class SubLimitsSection(Section):
     """What each user or each session has of a caller's limits."""
 
     limits: CallerLimits = CallerLimits()
+    """Of each of them."""
+    budgets: list[BudgetSection] = Field(default_factory=list)
     """Of each of them."""
 
 
@@ -662,6 +691,8 @@ class Tier(Section):
 
     limits: CallerLimits = CallerLimits()
     """Of each team or key of this tier."""
+    budgets: list[BudgetSection] = Field(default_factory=list)
+    """Dollars of each team or key of this tier, one for each period."""
     per_session: SubLimitsSection = SubLimitsSection()
     """Within those: of each x-gateway-session."""
     default_max_tokens: Count | None = None
@@ -707,6 +738,8 @@ class Key(Section):
     role: Annotated[Role, *_words("client", "agent", "metrics", "admin")] = "client"
     """What it is for."""
     limits: CallerLimits = CallerLimits()
+    """Narrower than its tier's."""
+    budgets: list[BudgetSection] = Field(default_factory=list)
     """Narrower than its tier's."""
     per_user: SubLimitsSection = SubLimitsSection()
     """Within those: of each user this key calls for."""

@@ -436,6 +436,14 @@ def money(value: object) -> int:
     return int(nano)
 
 
+def some_money(value: object) -> int:
+    """Dollars as nano-dollars, more than none."""
+    nano = money(value)
+    if not nano:
+        raise Wrong("a budget must be more than 0 dollars; to let nobody in, revoke the key")
+    return nano
+
+
 def duration(value: object) -> float:
     """Seconds."""
     found = scalar(value, "a duration")

@@ -16,6 +16,7 @@ from gateway.config.mistakes import Mistake, Path, nearest, no_model, no_such
 from gateway.config.models import (
     AlertsSection,
     BreakerSection,
+    BudgetSection,
     CacheSection,
     CallerLimits,
     ChainClocks,
@@ -28,10 +29,12 @@ from gateway.config.models import (
     RetrySection,
     Section,
     TargetSection,
+    Tier,
     UpstreamLimits,
 )
 from gateway.config.nodes import Tree
 from gateway.core.alerts import Alerts, SpendRule, Webhook
+from gateway.core.budget import Budget, allowances, narrowed
 from gateway.core.principal import Limits, Principal, Role, SubLimits
 from gateway.core.snapshot import DeclaredKey, Grant, Issuer, ServerSettings, Snapshot
 from gateway.core.target import (
@@ -53,7 +56,7 @@ from gateway.core.target import (
     Target,
     Timeouts,
 )
-from gateway.core.usage import Price
+from gateway.core.usage import Cost, Price
 from gateway.wire import json
 
 OPENAI = "https://api.openai.com/v1"
@@ -61,6 +64,7 @@ KINDS: tuple[AccountKind, ...] = ("rpm", "tpm", "concurrency")
 _MAX_STEPS = 200  # targets of one chain, nested chains inlined
 _MAX_NESTING = 64  # chains that lead from one to the next
 _DAY = 86_400.0
+_OF_ALL = "no more than the ${} per {} of all together"
 _PRIVATE = "a private or loopback address; if that is meant, add allow_private: true"
 _ROLES: Mapping[str, Role] = {  # of a token with several the first counts
     "admin": "admin",
@@ -334,6 +338,10 @@ class Resolver:
         for name, tier in self._document.tiers.items():
             self._check_burst(tier.limits, "tiers", name, "limits")
             self._check_share(tier.per_session.limits, tier.limits, "tiers", name, "per_session")
+            self._check_budgets(tier.budgets, "tiers", name)
+            self._check_budgets(tier.per_session.budgets, "tiers", name, "per_session")
+            part = tier.per_session.budgets
+            self._check_part(part, tier.budgets, _OF_ALL, "tiers", name, "per_session")
         for name, team in self._document.teams.items():
             if team.tier is not None and team.tier not in tiers:
                 self._say(no_such("tier", team.tier, tiers), "teams", name, "tier")
@@ -381,6 +389,42 @@ class Resolver:
             self._check_burst(key.limits, *path, "limits")
         narrow = wide.model_copy(update=_said(key.limits, *KINDS))
         self._check_share(key.per_user.limits, narrow, *path, "per_user")
+        self._check_money(key, self._document.tiers[tier].budgets if tier else [], *path)
+
+    def _check_money(self, key: Key, of_tier: list[BudgetSection], *path: str | int) -> None:
+        self._check_budgets(key.budgets, *path)
+        self._check_budgets(key.per_user.budgets, *path, "per_user")
+        said = "a key only narrows; its tier has ${} per {}"
+        self._check_part(key.budgets, of_tier, said, *path)
+        for index, own in enumerate(key.budgets):
+            outer = next((one for one in of_tier if one.per == own.per), None)
+            if outer is not None and outer.hard and not own.hard:
+                said = "a key only narrows; this budget of its tier is hard"
+                self._say(said, *path, "budgets", index, "hard")
+        whole = {one.per: one for one in [*of_tier, *key.budgets]}
+        self._check_part(key.per_user.budgets, list(whole.values()), _OF_ALL, *path, "per_user")
+
+    def _check_budgets(self, budgets: list[BudgetSection], *path: str | int) -> None:
+        """One for each period."""
+        seen: set[str] = set()
+        for index, budget in enumerate(budgets):
+            if budget.per in seen:
+                said = f"two budgets per {budget.per}; keep one of them"
+                self._say(said, *path, "budgets", index, "per")
+            seen.add(budget.per)
+
+    def _check_part(
+        self,
+        part: list[BudgetSection],
+        whole: list[BudgetSection],
+        said: str,
+        *path: str | int,
+    ) -> None:
+        most = {one.per: one.usd for one in whole}
+        for index, own in enumerate(part):
+            if own.usd > (outer := most.get(own.per, own.usd)):
+                told = said.format(Cost(outer).dollars(), own.per)
+                self._say(told, *path, "budgets", index, "usd")
 
     def _check_share(self, part: CallerLimits, whole: CallerLimits, *path: str | int) -> None:
         """What each has lies within what all have."""
@@ -687,29 +731,36 @@ class Resolver:
             default_max_tokens=section.default_max_tokens,
             priority=section.priority,
             wait=section.wait,
-            sub_limits=_sub_limits((), _rows(section.per_session.limits)),
+            sub_limits=_sub_limits(
+                SubLimits(
+                    per_session=_rows(section.per_session.limits),
+                    session_budgets=_budgets(section.per_session.budgets),
+                )
+            ),
         )
 
     def _tier_grant(self, tier: str) -> Grant:
-        return Grant(self._template(tier), _rows(self._document.tiers[tier].limits))
+        section = self._document.tiers[tier]
+        return Grant(self._template(tier), _rows(section.limits), _budgets(section.budgets))
 
     def _team_grant(self, name: str) -> Grant:
         team = self._document.teams[name]
-        limits = _rows(self._document.tiers[team.tier].limits) if team.tier else ()
+        tier = self._document.tiers[team.tier] if team.tier else Tier()
         return Grant(
             replace(
                 self._template(team.tier),
                 team=name,
                 chains=self._allowed(team.chains),
-                accounts=accounts("team", name, limits),
+                accounts=accounts("team", name, _rows(tier.limits)),
+                budgets=allowances("team", name, _budgets(tier.budgets)),
             )
         )
 
     def _declared(self, key: Key) -> DeclaredKey:
         team = self._team_grant(key.team).principal if key.team else Principal("")
         own = self._template(key.tier) if key.tier else team
-        wide = self._document.tiers[key.tier].limits if key.tier else CallerLimits()
-        limits = wide.model_copy(update=_said(key.limits, *KINDS, "burst"))
+        tier = self._document.tiers[key.tier] if key.tier else Tier()
+        limits = tier.limits.model_copy(update=_said(key.limits, *KINDS, "burst"))
         if key.limits.burst is not None and limits.rpm is None:
             # the team's rate, spread more evenly for this key
             bound = self._document.tiers[self._tier_of(key) or ""].limits
@@ -722,7 +773,17 @@ class Resolver:
             chains=team.chains if key.chains is None else self._allowed(key.chains),
             accounts=(*accounts("key", key.name, _rows(limits)), *team.accounts),
             sub_limits=_sub_limits(
-                _rows(key.per_user.limits), own.sub_limits.per_session if own.sub_limits else ()
+                replace(
+                    own.sub_limits or SubLimits(),
+                    per_user=_rows(key.per_user.limits),
+                    user_budgets=_budgets(key.per_user.budgets),
+                )
+            ),
+            budgets=(
+                *allowances(
+                    "key", key.name, narrowed(_budgets(tier.budgets), _budgets(key.budgets))
+                ),
+                *team.budgets,
             ),
         )
         expires = prices.midnight(key.expires) + _DAY if key.expires else None
@@ -786,8 +847,12 @@ def _params(section: TargetSection) -> Params:
     )
 
 
-def _sub_limits(per_user: Limits, per_session: Limits) -> SubLimits | None:
-    return SubLimits(per_user, per_session) if per_user or per_session else None
+def _sub_limits(limits: SubLimits) -> SubLimits | None:
+    return None if limits == SubLimits() else limits
+
+
+def _budgets(said: list[BudgetSection]) -> tuple[Budget, ...]:
+    return tuple(Budget(one.per, one.usd, one.hard) for one in said)
 
 
 def _issuer(said: JwtIssuer) -> Issuer:

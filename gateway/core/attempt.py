@@ -36,12 +36,13 @@ class StreamEvent(NamedTuple):
 class Attempt:
     """One upstream call: times are monotonic seconds.
 
-    `closed`: its ledger line is written. `accounts`: what was reserved for it.
+    `closed`: its ledger line is written. `accounts`: what was reserved for it. `hold`: nano-dollars
+    held for it on budgets; None: there are none.
     """
 
     __slots__ = (
-        "accounts", "bound", "closed", "cost", "delivered", "ended", "failure",
-        "finished", "first_content", "hurried", "id", "kind", "opened", "probe", "started",
+        "accounts", "bound", "closed", "cost", "delivered", "ended", "failure", "finished",
+        "first_content", "hold", "hurried", "id", "kind", "opened", "probe", "started",
         "status", "target", "usage",
     )  # fmt: skip
 
@@ -54,6 +55,7 @@ class Attempt:
         self.opened = False  # the journal has its opening line
         self.bound: Cost = NOTHING
         self.accounts: tuple[Account, ...] = ()
+        self.hold: int | None = None
         self.status: int | None = None
         self.first_content: float | None = None
         self.ended: float | None = None
@@ -79,14 +81,15 @@ class Exchange:
     `waited` is seconds spent in the queue, `paused` those before retries or for another's answer;
     `dropped` the members left out on the way to the target that answers; `skips` every target that
     was passed over, in order, each once; `held_for` the target whose accounts its reservation
-    holds from the start.
+    holds from the start; `hold` nano-dollars its budgets held then, `prepaid` what no attempt has
+    used of what they hold.
     """
 
     __slots__ = (
         "api", "attempts", "chain_name", "detached", "dropped", "ended", "error", "facts",
-        "finish_reason", "finished", "headroom", "held_for", "id", "paused", "plan", "planned",
-        "principal", "recalled", "reservation", "settled", "skips", "started", "status",
-        "streaming", "told", "trail", "waited",
+        "finish_reason", "finished", "headroom", "held_for", "hold", "id", "paused", "plan",
+        "planned", "prepaid", "principal", "recalled", "reservation", "settled", "skips", "started",
+        "status", "streaming", "told", "trail", "waited",
     )  # fmt: skip
 
     def __init__(self, id: str, api: str, started: float) -> None:
@@ -99,6 +102,8 @@ class Exchange:
         self.planned = 0.0  # when the first plan and its reservation stood
         self.reservation: Reservation | None = None
         self.held_for: Target | None = None
+        self.hold = 0
+        self.prepaid = 0
         self.headroom: Sequence[Headroom] = ()  # of the caller's tightest accounts
         self.attempts: list[Attempt] = []
         self.skips: list[Skip] = []
@@ -187,7 +192,8 @@ class Refusal(NamedTuple):
 class Opening(NamedTuple):
     """What the journal has to know of an attempt before a byte leaves: enough to settle it.
 
-    `prompt` is the estimated input, priced if the worker dies; `at` epoch seconds.
+    `prompt` is the estimated input, priced if the worker dies; `at` epoch seconds. `budgets`: ids
+    of the accounts its cost is counted on; with them `bound` is what they hold for it.
     """
 
     attempt_id: str
@@ -208,6 +214,7 @@ class Opening(NamedTuple):
     output_price: int
     request_price: int
     bound: int  # nano-dollars
+    budgets: tuple[str, ...] = ()
 
 
 class Line(NamedTuple):

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.clock import Deadline
+from gateway.core.budget import Purse
 from gateway.core.principal import Principal
 from gateway.core.request import Hints, Request
 from gateway.core.target import Account, Cause, Chain, Target, Timeouts
-from gateway.core.usage import UNKNOWN, Cost, Price
+from gateway.core.usage import NOTHING, UNKNOWN, Cost, Price
 from gateway.wire import json
 
 
@@ -16,7 +17,7 @@ class Facts(json.Struct, frozen=True):
     """What is known of a request before anything is tried.
 
     `deadline` is the whole request's end; `started` monotonic seconds. `sub_accounts` are those of
-    its user and its session, where the caller has such limits.
+    its user and its session, where the caller has such limits. `purse`: its budgets, if any.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Facts(json.Struct, frozen=True):
     user: str | None = None
     session: str | None = None
     sub_accounts: tuple[Account, ...] = ()
+    purse: Purse | None = None
 
     @property
     def accounts(self) -> tuple[Account, ...]:
@@ -42,7 +44,7 @@ class Facts(json.Struct, frozen=True):
         told = self.principal.told
         if self.sub_accounts:
             told += tuple(one for one in self.sub_accounts if one.kind != "concurrency")
-        return told
+        return told if self.purse is None else told + self.purse.accounts
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class Try(json.Struct, frozen=True):
         price: the row in force; None: unpriced.
         probe: the breaker is half-open: this would be its one probe.
         bound: what the attempt may cost at most, as far as the prompt is estimated rightly.
+        hold: what budgets hold for it.
     """
 
     target: Target
@@ -117,6 +120,7 @@ class Try(json.Struct, frozen=True):
     price: Price | None
     probe: bool = False
     bound: Cost = UNKNOWN
+    hold: Cost = NOTHING
 
 
 class Skip(json.Struct, frozen=True):

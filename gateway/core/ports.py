@@ -48,8 +48,8 @@ class Limiter(Protocol):
     ) -> Reservation | Refusal:
         """Hold all demands or none; a refusal consumes nothing and names one that is full.
 
-        An ask above the limit counts as the limit. `told`: the accounts whose headroom the
-        reservation carries.
+        An ask above the limit counts as the limit, but on a budget. `told`: the accounts whose
+        headroom the reservation carries.
 
         Raises:
             gateway.errors.Overloaded: `store_unavailable`.

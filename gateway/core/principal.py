@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gateway.core.budget import Allowance, Budget
 from gateway.core.target import Account, AccountKind, Secret
 
 Priority = Literal["high", "normal", "low"]
@@ -40,6 +41,8 @@ class SubLimits:
 
     per_user: Limits = ()
     per_session: Limits = ()
+    user_budgets: tuple[Budget, ...] = ()
+    session_budgets: tuple[Budget, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class Principal:
         default_max_tokens: the output bound of callers who state none.
         wait: seconds a request may wait for a slot; 0: refused at once.
         sub_limits: what users and sessions of it have at most; None: nothing of their own.
+        budgets: the key's and the team's.
     """
 
     key_id: str
@@ -69,11 +73,16 @@ class Principal:
     priority: Priority = "normal"
     wait: float = 0.0
     sub_limits: SubLimits | None = None
+    budgets: tuple[Allowance, ...] = ()
     told: tuple[Account, ...] = field(init=False)  # those whose headroom answers tell
+    budgeted: bool = field(init=False)  # money of its own, its users' or its sessions' is bounded
 
     def __post_init__(self) -> None:
         told = tuple(account for account in self.accounts if account.kind != "concurrency")
         object.__setattr__(self, "told", told)
+        within = self.sub_limits
+        of_others = within is not None and (within.user_budgets or within.session_budgets)
+        object.__setattr__(self, "budgeted", bool(self.budgets or of_others))
 
 
 LOCAL = Principal("local", role="agent", rights=frozenset({"cache", "skip", "target", "trace"}))

@@ -61,6 +61,7 @@ class Request(json.Struct, frozen=True):
         include_usage: whether the caller wants the usage frame of a stream.
         prompt: estimated input tokens.
         needs: abilities a target must have.
+        cap: output tokens of a choice that the upstream is told to keep to; None: nothing is said.
     """
 
     kind: Kind
@@ -73,6 +74,7 @@ class Request(json.Struct, frozen=True):
     include_usage: bool = False
     prompt: int = 0
     needs: frozenset[str] = frozenset()
+    cap: int | None = None
 
     def with_members(self, changed: Mapping[str, json.Raw]) -> "Request":
         """The same request with some members set: attempts cannot spoil each other."""

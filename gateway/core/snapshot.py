@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gateway.core.alerts import Alerts
+from gateway.core.budget import Budget
 from gateway.core.principal import Limits, Principal, Role
 from gateway.core.target import Chain, Leaf, Secret, Target
 
@@ -54,11 +55,12 @@ class Grant:
     """What a key made by `gateway keys create` gets from the file: a tier's or a team's share.
 
     `principal` is a template: its key_id and key accounts are filled in for each key.
-    `limits` of a tier: (kind, limit, burst) rows for the key's own accounts.
+    `limits` of a tier: (kind, limit, burst) rows for the key's own accounts; `budgets` likewise.
     """
 
     principal: Principal
     limits: Limits = ()
+    budgets: tuple[Budget, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,6 +124,25 @@ class Price:
         total += plain_input * row.input + plain_output * row.output
         return Cost(-(-total // MILLION) + row.request)
 
+    def most(self, input: int, output: int, *, audio: bool) -> Cost:
+        """The most that up to so many tokens may cost, of whatever sort they are.
+
+        `audio`: they may be sound as well.
+        """
+        rows = [self, *(row for threshold, row in self.above if input > threshold)]
+        total = request = 0
+        for row in rows:
+            inputs = [row.input, row.cached_input, row.cache_write_5m, row.cache_write_1h]
+            outputs = [row.output, row.reasoning]
+            if audio:
+                inputs.append(row.audio_input)
+                outputs.append(row.audio_output)
+            dearest = max(price for price in inputs if price is not None)
+            answer = max(price for price in outputs if price is not None)
+            total = max(total, input * dearest + output * answer)
+            request = max(request, row.request)
+        return Cost(-(-total // MILLION) + request)
+
 
 def in_force(prices: Sequence[Price], now: float) -> Price | None:
     """The row that holds at `now` (epoch seconds): the last that has begun; rows are in order."""

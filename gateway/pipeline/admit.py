@@ -7,7 +7,9 @@ from gateway.core.attempt import Demand, Exchange, Refusal, Reservation
 from gateway.core.plan import Facts, Plan, Skip
 from gateway.core.ports import Limiter
 from gateway.core.target import Cause
-from gateway.errors import RateLimited
+from gateway.errors import BudgetSpent, GatewayError, RateLimited
+from gateway.pipeline.budgets import demands as budget_demands
+from gateway.pipeline.budgets import spent
 from gateway.pipeline.estimate import Outputs, caller_demands, target_demands
 from gateway.pipeline.plan import DEFAULT_OUTPUT, Planner
 from gateway.pipeline.queue import CALLER, Queue
@@ -33,6 +35,8 @@ class Admit:
         if taken is not None:
             exchange.headroom = taken.headroom
             exchange.held_for = plan.tries[0].target
+            if facts.purse is not None:
+                _hold(exchange, plan)
         return taken
 
     async def __call__(self, exchange: Exchange) -> Reservation:
@@ -40,6 +44,7 @@ class Admit:
 
         Raises:
             RateLimited: an account of the caller is full, or every usable target is.
+            BudgetSpent: a budget does not allow it.
         """
         facts, plan = exchange.facts, exchange.plan
         if facts is None or plan is None:
@@ -48,9 +53,9 @@ class Admit:
             taken = self._ahead(facts, plan) or await self._reserve(exchange, facts, plan)
             if isinstance(taken, Refusal):
                 if facts.principal.wait <= 0 or not _worth_waiting(taken):
-                    raise refused(taken)
+                    raise self._refused(exchange, facts, taken)
                 taken = await self._wait(exchange, facts, taken)
-        except RateLimited:
+        except (RateLimited, BudgetSpent):
             exchange.headroom = self.limiter.headroom(facts.told)
             raise
         exchange.headroom = taken.headroom
@@ -78,18 +83,20 @@ class Admit:
             if not plan.whole:
                 return await self._reserve(exchange, facts, self.plan(facts))
             # The walk meets the full target itself and goes on to the next.
-            callers = demands[: len(facts.accounts)]
+            callers = [demand for demand in demands if demand.account.scope in CALLER]
             taken = await self.limiter.reserve(facts.id, callers, told)
         elif plan.tries:
             exchange.held_for = plan.tries[0].target
         exchange.plan = plan
+        if facts.purse is not None:
+            _hold(exchange, plan)
         return taken
 
     async def _wait(self, exchange: Exchange, facts: Facts, refusal: Refusal) -> Reservation:
         async def again() -> Reservation | Refusal:
             taken = await self._reserve(exchange, facts, self.plan(facts))
             if isinstance(taken, Refusal) and not _worth_waiting(taken):
-                raise refused(taken)
+                raise self._refused(exchange, facts, taken)
             return taken
 
         slots = [Demand(account, 1) for account in facts.accounts if account.kind == "concurrency"]
@@ -114,8 +121,17 @@ class Admit:
             return caller_demands(facts, stated or DEFAULT_OUTPUT)
         first = plan.tries[0]
         demands = caller_demands(facts, first.output)
+        if facts.purse is not None:
+            demands += budget_demands(facts.purse, first.hold.nano_usd)
         demands += target_demands(facts, first.target, self.outputs)
         return demands
+
+    def _refused(self, exchange: Exchange, facts: Facts, refusal: Refusal) -> GatewayError:
+        if refusal.account.kind != "budget" or facts.purse is None:
+            return refused(refusal)
+        tries = exchange.plan.tries if exchange.plan is not None else ()
+        rooms = self.limiter.headroom(facts.purse.accounts)
+        return spent(facts, tries[0] if tries else None, refusal.account, rooms)
 
     def _refusal(self, facts: Facts, full: Skip) -> Refusal:
         """Which account of a full target it is."""
@@ -123,6 +139,11 @@ class Admit:
         waits = [(self.limiter.wait([demand]), demand.account) for demand in demands]
         wait, account = max(waits, key=lambda row: row[0])
         return Refusal(account, wait)
+
+
+def _hold(exchange: Exchange, plan: Plan) -> None:
+    """What budgets hold from the start: the bound of the first target."""
+    exchange.hold = exchange.prepaid = plan.tries[0].hold.nano_usd if plan.tries else 0
 
 
 def _worth_waiting(refusal: Refusal) -> bool:

@@ -13,6 +13,7 @@ from types import TracebackType
 
 from gateway.clock import Clock
 from gateway.core.attempt import Attempt, Exchange, Opening, Refusal, Reservation, StreamEvent
+from gateway.core.budget import Purse
 from gateway.core.plan import Facts, Plan, Skip, Try
 from gateway.core.ports import Health, Ledger, Limiter, Provider, Transport, UpstreamReply
 from gateway.core.snapshot import Snapshot
@@ -29,6 +30,7 @@ from gateway.core.usage import in_force
 from gateway.errors import GatewayError
 from gateway.pipeline.answer import Answer, Ready, Streaming
 from gateway.pipeline.backoff import after_hint, jitter
+from gateway.pipeline.budgets import demands
 from gateway.pipeline.estimate import Outputs, target_demands
 from gateway.pipeline.onward import onward
 from gateway.pipeline.plan import MIN_ATTEMPT, NEED_SHARE, NOTHING_SPENT, Planner, ordered
@@ -178,7 +180,7 @@ class _Walk(AbstractAsyncContextManager[Answer]):
     def _replan(self, forgive: str | None = None) -> Plan:
         """The plan now, without those that had no room at the last moment."""
         now = self._steps.clock.monotonic()
-        refused = [skip for skip in self._refused if skip.until is not None and skip.until > now]
+        refused = [skip for skip in self._refused if skip.until is None or skip.until > now]
         spent = self._spent
         if refused:
             ids = {skip.target.id for skip in refused}
@@ -352,14 +354,9 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         A Skip when it cannot be asked after all.
         """
         steps, target = self._steps, candidate.target
-        refusal = None
-        if target is self._exchange.held_for:
-            self._exchange.held_for = None  # once: a retry holds anew
-        elif target.accounts:
-            refusal = await self._hold(target)
+        if (skip := await self._hold_all(candidate)) is not None:
+            return skip
         now = steps.clock.monotonic()
-        if refusal is not None:
-            return Skip(target, Cause.NO_HEADROOM, now + max(refusal.wait, MIN_REST))
         if candidate.probe and not steps.health.enter(target):
             steps.limiter.release(self._reservation, target.accounts)
             return Skip(target, Cause.BREAKER_OPEN, now + MIN_ATTEMPT, "being probed")
@@ -369,6 +366,8 @@ class _Walk(AbstractAsyncContextManager[Answer]):
         attempt.probe = candidate.probe
         attempt.bound = candidate.bound
         attempt.accounts = target.accounts
+        if self._facts.purse is not None:
+            attempt.hold = candidate.hold.nano_usd
         try:
             steps.ledger.open(self._opening(attempt))
         except GatewayError:  # the journal cannot be written: nothing is sent
@@ -376,6 +375,7 @@ class _Walk(AbstractAsyncContextManager[Answer]):
                 steps.health.leave(target)
             raise
         attempt.opened = True
+        self._exchange.prepaid -= attempt.hold or 0
         self._exchange.attempts.append(attempt)
         steps.settle.under_way.asked(target.name)
         self._spent = json.changed(self._spent, calls=calls)
@@ -383,6 +383,30 @@ class _Walk(AbstractAsyncContextManager[Answer]):
             steps.health.deposit(target, self._retry().budget)
         self._calls[target.id] = self._calls.get(target.id, 0) + 1
         return attempt
+
+    async def _hold_all(self, candidate: Try) -> Skip | None:
+        """The target's accounts, and what budgets lack for this attempt."""
+        target = candidate.target
+        if target is self._exchange.held_for:
+            self._exchange.held_for = None  # once: a retry holds anew
+        elif target.accounts and (refusal := await self._hold(target)) is not None:
+            until = self._steps.clock.monotonic() + max(refusal.wait, MIN_REST)
+            return Skip(target, Cause.NO_HEADROOM, until)
+        purse = self._facts.purse
+        return None if purse is None else await self._afford(candidate, purse)
+
+    async def _afford(self, candidate: Try, purse: Purse) -> Skip | None:
+        """Budgets hold this attempt too, or it is not made."""
+        exchange, need = self._exchange, candidate.hold.nano_usd
+        if (more := need - exchange.prepaid) <= 0:
+            return None
+        refusal = await self._steps.limiter.extend(self._reservation, demands(purse, more))
+        if refusal is None:
+            exchange.prepaid += more
+            return None
+        self._steps.limiter.release(self._reservation, candidate.target.accounts)
+        said = f"up to ${candidate.hold.dollars()}, more than a budget has left"
+        return Skip(candidate.target, Cause.TOO_DEAR, detail=said)
 
     def _give_up(self, skip: Skip) -> None:
         self._refused.append(skip)
@@ -410,6 +434,8 @@ class _Walk(AbstractAsyncContextManager[Answer]):
     async def _open(self, candidate: Try, attempt: Attempt) -> Answer:
         """Dial, send, and hold what comes until it is content, or a whole answer."""
         steps, request = self._steps, self._facts.request
+        if (purse := self._facts.purse) is not None and purse.hard:
+            request = json.changed(request, cap=candidate.output // request.n)
         adapter = steps.adapters[attempt.target.id]
         upstream = adapter.request(request, attempt.id)
         if (parent := self._facts.hints.traceparent) is not None:
@@ -483,7 +509,8 @@ class _Walk(AbstractAsyncContextManager[Answer]):
             price.input if price else 0,
             price.output if price else 0,
             price.request if price else 0,
-            attempt.bound.nano_usd,
+            attempt.bound.nano_usd if attempt.hold is None else attempt.hold,
+            facts.purse.ids if facts.purse is not None else (),
         )
         return Opening._make(values)
 

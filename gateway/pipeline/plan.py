@@ -7,17 +7,20 @@ id, so a plan can be made again and explained. Source: gateway.md, 3.1 and 3.2.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from gateway.core.budget import Purse
 from gateway.core.plan import WELL, Facts, Plan, Skip, Standing, State, Try
 from gateway.core.request import Request
 from gateway.core.target import Cause, Chain, Leaf, Step, Target, Timeouts
-from gateway.core.usage import UNKNOWN, Usage, in_force
+from gateway.core.usage import UNKNOWN, Cost, Usage, in_force
 from gateway.pipeline.balance import hash01, ranked
+from gateway.pipeline.budgets import most_cost
 from gateway.wire import json
 
 MIN_ATTEMPT = 0.25  # seconds: no attempt starts with less
 NEED_SHARE = 0.25  # of a later target's clock is kept back for it
 DEFAULT_OUTPUT = 4096  # tokens, where neither caller, tier nor target bounds the output
 ESTIMATE_SLACK = 0.6  # an estimated prompt may in truth be this much shorter
+OUTPUT_MEMBERS = ("max_tokens", "max_completion_tokens")
 QUICK_EFFORTS = frozenset({b'"none"', b'"minimal"', b'"low"'})
 
 
@@ -109,7 +112,7 @@ def output_bound(request: Request, default: int | None, target: Target) -> int:
     stated = request.max_output or default or target.max_output or DEFAULT_OUTPUT
     if not target.params.cap and target.max_output is None:
         return stated * request.n
-    caps = [cap for name in ("max_tokens", "max_completion_tokens")
+    caps = [cap for name in OUTPUT_MEMBERS
             if (cap := target.params.cap.get(name)) is not None]  # fmt: skip
     if target.max_output is not None:
         caps.append(target.max_output)
@@ -144,6 +147,9 @@ def _judge(
         standing.half_open,
         UNKNOWN if price is None else price.cost(Usage(prompt, output)),
     )
+    if facts.purse is not None:
+        hold = most_cost(facts, target, price, output, candidate.bound)
+        candidate = json.changed(candidate, hold=hold)
     dear = _too_dear(facts, candidate)
     if standing is WELL:
         return dear or candidate
@@ -181,14 +187,33 @@ def _too_dear(facts: Facts, candidate: Try) -> Skip | None:
     target = candidate.target
     if candidate.price is None:
         if target.allow_unpriced:
-            return None
+            return _beyond(facts.purse, candidate) if facts.purse is not None else None
         return Skip(target, Cause.TOO_DEAR, detail="it has no price")
+    if facts.purse is not None and (skip := _beyond(facts.purse, candidate)) is not None:
+        return skip
     if facts.chain.max_cost is None and facts.hints.max_cost is None:
         return None
     limits = [m for m in (facts.chain.max_cost, facts.hints.max_cost) if m is not None]
     if limits and candidate.bound.nano_usd > min(limits):
         return Skip(target, Cause.TOO_DEAR, detail=f"up to ${candidate.bound.dollars()}")
     return None
+
+
+def _beyond(purse: Purse, candidate: Try) -> Skip | None:
+    """What no budget of this caller can hold, however much is left."""
+    target, hold = candidate.target, candidate.hold
+    if purse.hard and (not hold.known or (candidate.output and not _bounded(target))):
+        said = "its cost has no bound, which a hard budget needs"
+        return Skip(target, Cause.TOO_DEAR, detail=said)
+    if purse.most is not None and hold.nano_usd > purse.most:
+        said = f"up to ${hold.dollars()}, the budget per request is ${Cost(purse.most).dollars()}"
+        return Skip(target, Cause.TOO_DEAR, detail=said)
+    return None
+
+
+def _bounded(target: Target) -> bool:
+    """Whether one of the members that bound an answer may be sent."""
+    return not target.params.drop.issuperset(OUTPUT_MEMBERS)
 
 
 def _resting(facts: Facts, state: State, target: Target, standing: Standing) -> Skip | None:

@@ -1,6 +1,6 @@
 """The story: one request travels key -> limits -> chain -> attempt -> stream -> cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.clock import Clock
 from gateway.core.attempt import Exchange
@@ -10,11 +10,13 @@ from gateway.errors import GatewayError
 from gateway.pipeline.admit import Admit
 from gateway.pipeline.attempt import Attempts
 from gateway.pipeline.authenticate import Authenticate
+from gateway.pipeline.budgets import Budgets
 from gateway.pipeline.facts import gather
 from gateway.pipeline.plan import Planner
 from gateway.pipeline.recall import Recall
 from gateway.pipeline.settle import INTERNAL, Settle
 from gateway.pipeline.tell import answer_headers, early_headers, note, tell
+from gateway.wire import json
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Road:
     admit: Admit
     attempt: Attempts
     settle: Settle
+    budgets: Budgets = field(default_factory=Budgets)
 
     async def __call__(self, call: Call, reply: Reply) -> None:
         """Answer `call` on `reply`.
@@ -43,6 +46,9 @@ class Road:
             request = self.facade.parse(await call.body())
             exchange.streaming = request.stream
             facts = exchange.facts = gather(call, principal, request, self.snapshot)
+            if principal.budgeted:
+                purse = self.budgets.purse(facts, self.clock.now())
+                facts = exchange.facts = json.changed(facts, purse=purse)
             exchange.chain_name = facts.chain.name
             self.settle.under_way.began(exchange.chain_name)
             voice = self.facade.voice(request)

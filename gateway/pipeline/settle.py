@@ -97,14 +97,21 @@ class Settle:
             return
         used = sum(attempt.usage.total for attempt in exchange.attempts if attempt.usage)
         self.limiter.settle(reservation, facts.accounts, used)
+        if facts.purse is not None:
+            self.limiter.settle(reservation, facts.purse.accounts, 0, exchange.cost.nano_usd)
         self.limiter.release(reservation)
 
 
 def _cost(attempt: Attempt, cost: Cost) -> Cost:
-    """Nothing used costs nothing, with or without a price; a price a request needs an answer."""
+    """Nothing used costs nothing, with or without a price; a price a request needs an answer.
+
+    What we only guess at is never more than what budgets held for it.
+    """
     usage = attempt.usage
     if usage is None or (usage.total == 0 and attempt.first_content is None):
         return NOTHING
+    if usage.estimated and attempt.hold is not None:
+        return min(cost, Cost(attempt.hold), key=lambda one: one.nano_usd) if cost.known else cost
     return cost
 
 

@@ -16,7 +16,7 @@ from gateway.core.plan import Skip
 from gateway.core.snapshot import Snapshot
 from gateway.core.story import story
 from gateway.core.target import Cause, Failure
-from gateway.core.usage import NOTHING
+from gateway.core.usage import NOTHING, Cost
 from gateway.errors import (
     RETRY_WORTH_WAITING,
     GatewayError,
@@ -43,6 +43,8 @@ def early_headers(exchange: Exchange, snapshot: Snapshot) -> dict[str, str]:
     headers = {"x-gateway-config": snapshot.config, "x-gateway-chain": exchange.chain_name}
     if exchange.headroom:
         _limits(headers, exchange.headroom)
+        if exchange.facts is not None and exchange.facts.purse is not None:
+            _money(headers, exchange)
     return headers
 
 
@@ -297,6 +299,18 @@ def _recalled(headers: dict[str, str], recalled: Recalled) -> None:
             headers["x-gateway-target"] = kept.target
             headers["x-gateway-model"] = kept.model
         headers["x-gateway-cost-usd"] = NOTHING.dollars()
+
+
+def _money(headers: dict[str, str], exchange: Exchange) -> None:
+    """What is left of the tightest budget; while an answer runs, less what is held for it."""
+    left = [room.remaining for room in exchange.headroom if room.account.kind == "budget"]
+    if not left:
+        return
+    served = exchange.served_by
+    back = 0
+    if served is not None and served.closed:
+        back = exchange.hold - exchange.cost.nano_usd
+    headers["x-gateway-budget-remaining-usd"] = Cost(max(0, min(left) + back)).dollars()
 
 
 def _limits(headers: dict[str, str], headroom: Sequence[Headroom]) -> None:

@@ -91,6 +91,15 @@ class Final(NamedTuple):
     line: Line
 
 
+def charges(finals: Iterable[Final]) -> dict[str, int]:
+    """What these rows add to `spent` of budgets: nano-dollars by account id."""
+    sums: dict[str, int] = {}
+    for _, opening, line in finals:
+        for name in opening.budgets:
+            sums[name] = sums.get(name, 0) + min(max(line.nano_usd or 0, 0), MOST)
+    return sums
+
+
 class Part(NamedTuple):
     """One segment as far as it is written. `done`: nothing will be added any more."""
 
@@ -393,6 +402,8 @@ def estimate(opening: Opening, tokens: int) -> Line:
     if opening.price_id is not None:
         total = opening.prompt * opening.input_price + tokens * opening.output_price
         nano_usd = -(-total // MILLION) + opening.request_price
+        if opening.budgets:
+            nano_usd = min(nano_usd, opening.bound)  # what they held for it
         flags = "estimated"
     return Line(
         attempt_id=opening.attempt_id,

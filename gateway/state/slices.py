@@ -128,9 +128,9 @@ class Cell:
         return self.used
 
     def clamped(self, n: int) -> int:
-        """An ask above the limit counts as the limit; a limit of 0 admits nobody."""
+        """An ask above the limit counts as the limit, but for money; a limit of 0 admits nobody."""
         limit = self.account.limit
-        return n if n <= limit else limit or n
+        return n if n <= limit or self.kind == MONEY else limit or n
 
 
 class Hold(Reservation):

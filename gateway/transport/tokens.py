@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from jwt.exceptions import InvalidSubjectError
 
 from gateway.clock import Clock
+from gateway.core.budget import allowances
 from gateway.core.principal import Credential, Principal, Role
 from gateway.core.snapshot import Issuer, Snapshot
 from gateway.core.target import Account
@@ -246,6 +247,7 @@ def _principal(issuer: Issuer, claims: Mapping[str, Any], snapshot: Snapshot) ->
             ),
             *shared.accounts,
         ),
+        budgets=(*allowances("key", key_id, grant.budgets if grant else ()), *shared.budgets),
     )
 
 

@@ -17,6 +17,7 @@ GATEWAY_ONLY = frozenset({"gateway", "models"})
 _WITH_USAGE = json.raw({"include_usage": True})
 _TRUE = json.raw(True)  # noqa: FBT003 - a JSON value
 _OUTPUT_CAPS = ("max_tokens", "max_completion_tokens")
+_OPENAI = "https://api.openai.com/"
 
 _completion = json.Decoder(openai.Completion).decode
 _embeddings = json.Decoder(openai.Embeddings).decode
@@ -26,8 +27,8 @@ class Chat:
     """A target that speaks OpenAI; everything that does not change is made once, here."""
 
     __slots__ = (
-        "_caps", "_chat", "_embeddings", "_headers", "_model", "_models", "_secret", "_streaming",
-        "_target", "_touched",
+        "_caps", "_chat", "_embeddings", "_headers", "_model", "_models", "_own_cap", "_secret",
+        "_streaming", "_target", "_touched",
     )  # fmt: skip
 
     def __init__(self, target: Target, authorization: Mapping[str, str]) -> None:
@@ -46,6 +47,7 @@ class Chat:
         }
         self._streaming = {**self._headers, "accept": "text/event-stream"}
         self._caps = _caps(target.params)
+        self._own_cap = _own_cap(target)
         params = target.params
         self._touched = bool(params.default or self._caps or params.set or params.drop)
 
@@ -60,6 +62,8 @@ class Chat:
         dropped: tuple[str, ...] = ()
         if self._touched:
             dropped = self._apply(members, request)
+        if request.cap is not None and request.kind == "chat":
+            self._bound(members, request.cap)
         if ours := GATEWAY_ONLY & request.members.keys():
             dropped = tuple(sorted({*dropped, *ours}))
         headers = self._streaming if request.stream else self._headers
@@ -123,6 +127,16 @@ class Chat:
             members.pop(name, None)
         return tuple(sorted(params.drop & request.members.keys()))
 
+    def _bound(self, members: dict[str, json.Raw], cap: int) -> None:
+        """No choice may have more than `cap` tokens, whatever caller and params say.
+
+        Some know only the one name of this bound, some refuse the other, none takes both.
+        """
+        said = [name for name in _OUTPUT_CAPS if name in members]
+        numbers = {name: _whole(members.pop(name)) for name in said}
+        kept = next((name for name in reversed(_OUTPUT_CAPS) if numbers.get(name)), self._own_cap)
+        members[kept] = json.raw(min([cap, *(number for number in numbers.values() if number)]))
+
     # ------------------------------------------------------------------ what comes back
 
     def _answer(self, body: bytes) -> StreamEvent:
@@ -173,6 +187,15 @@ def with_bearer(target: Target) -> Chat:
     return Chat(target, {"authorization": f"Bearer {secret}"} if secret else {})
 
 
+def _own_cap(target: Target) -> str:
+    """By which name we bound an answer: OpenAI's newer models refuse the older one."""
+    older, newer = _OUTPUT_CAPS
+    if older in target.params.drop:
+        return newer
+    openai_itself = target.base_url.startswith(_OPENAI) and newer not in target.params.drop
+    return newer if openai_itself else older
+
+
 def _caps(params: Params) -> dict[str, int | float]:
     caps: dict[str, int | float] = {
         name: int(most) if float(most).is_integer() else most for name, most in params.cap.items()
@@ -183,6 +206,14 @@ def _caps(params: Params) -> dict[str, int | float]:
                 caps.setdefault(other, caps[name])
             break
     return caps
+
+
+def _whole(value: json.Raw) -> int | None:
+    try:
+        number = json.loads(value)
+    except json.JSONError:
+        return None
+    return number if isinstance(number, int) and not isinstance(number, bool) else None
 
 
 def _above(value: json.Raw, most: float) -> bool:

@@ -6,6 +6,7 @@ After another start of the machine what is counted counts for another window.
 
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -97,6 +98,19 @@ class SqliteAccounts:
 def charge(db: sqlite3.Connection, amounts: Iterable[tuple[str, int]]) -> None:
     """Budgets (account id, nano-dollars) of lines being booked, inside their transaction."""
     db.executemany(CHARGE, amounts)
+
+
+def forget_spent(db: sqlite3.Connection, before: int) -> None:
+    """What was spent in periods that were over before a day (since the epoch), in a transaction.
+
+    The period ends the id, so nothing a user or session is called can look like one.
+    """
+    day = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=before)).strftime("%Y-%m-%d")
+    for per, label in (("hour", f"{day}T00"), ("day", day), ("month", day[:7])):
+        db.execute(
+            "DELETE FROM budget WHERE account GLOB ? AND substr(account, ?) < ?",
+            (f"*:budget:{per}:[0-9]*", -len(label), label),
+        )
 
 
 def swept(db: sqlite3.Connection, worker: str) -> None:

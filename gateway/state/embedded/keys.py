@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gateway.clock import Clock
+from gateway.core.budget import allowances
 from gateway.core.events import Event, StateTrouble
 from gateway.core.keys import (
     Change,
@@ -229,6 +230,7 @@ def principal_of(key: StoredKey, snapshot: Snapshot) -> Principal | None:
         role=key.role,
         chains=_chains(key, team.chains, snapshot),
         accounts=(*_accounts(key, tier.limits if tier else ()), *team.accounts),
+        budgets=(*allowances("key", key.name, tier.budgets if tier else ()), *team.budgets),
     )
 
 

@@ -7,14 +7,15 @@ a batch counts once however often it is sent. `spent` is summed in the same tran
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import compress
 from pathlib import Path
 
 from gateway.clock import Clock
 from gateway.core.events import Event, StateTrouble
 from gateway.state.backlog import Backlog
-from gateway.state.embedded.accounts import swept
+from gateway.state.embedded.accounts import charge, forget_spent, swept
 from gateway.state.embedded.sqlite import Store, harden, problem, transaction
-from gateway.state.journal import Final, Fold, Journal, Record, orphans, sweep, sync
+from gateway.state.journal import Final, Fold, Journal, Record, charges, orphans, sweep, sync
 from gateway.state.rows import DAY, LINES, SUMS, Row, Sums, row_of, sums_of
 
 SHIP = 0.1  # seconds between shipments
@@ -22,6 +23,7 @@ SYNC = 1.0
 TIDY = 10.0  # orphans of siblings
 CLEAN = 600.0
 CLEANED = 5_000  # rows removed in one transaction
+OVER = 2  # days after its end nobody asks what was spent of a budget
 
 INSERT = """INSERT INTO ledger VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?,
   ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
@@ -211,7 +213,9 @@ def recover(db: sqlite3.Connection, folder: Path) -> int:
 
 
 def clean(db: sqlite3.Connection, today: int) -> int:
-    """Lines live 30 days, sums 400: how many lines went; CLEANED: there may be more.
+    """Lines live 30 days, sums 400, what budgets of periods past were used for goes at once.
+
+    Returns how many lines went; CLEANED: there may be more.
 
     Reports take a day from its lines or from its sums, so first it is said which.
     """
@@ -219,6 +223,7 @@ def clean(db: sqlite3.Connection, today: int) -> int:
     with transaction(db):
         db.execute("UPDATE version SET value = max(value, ?) WHERE name = 'lines'", (oldest,))
         db.execute("DELETE FROM spent WHERE day < ?", (today - SUMS,))
+        forget_spent(db, today - OVER)
         return db.execute(
             "DELETE FROM ledger WHERE attempt_id IN "
             "(SELECT attempt_id FROM ledger WHERE day < ? LIMIT ?)",
@@ -260,8 +265,10 @@ def _book(db: sqlite3.Connection, finals: list[Final]) -> set[str]:
         db.executemany(INSERT, rows)
     except sqlite3.IntegrityError:  # an attempt that is known: what was booked first counts
         db.execute("ROLLBACK TO book")
-        rows = [row for row in rows if _insert(db, row)]
+        new = [_insert(db, row) for row in rows]
+        rows, finals = list(compress(rows, new)), list(compress(finals, new))
     db.execute("RELEASE book")
+    charge(db, charges(finals).items())
     sums = sums_of(rows)
     db.executemany(SPEND, [(*at, *values) for at, values in sums.items()])
     return {name for scope, name, _ in sums if scope == "user"}

@@ -30,7 +30,7 @@ from gateway.state.embedded.ledger import CLEAN, SHIP, SYNC, TIDY, EmbeddedLedge
 from gateway.state.embedded.register import EmbeddedRegister
 from gateway.state.embedded.sqlite import FILE, Store, prepare
 from gateway.state.embedded.stories import WRITE, Stories
-from gateway.state.journal import Journal
+from gateway.state.journal import Final, Journal, charges
 from gateway.state.slices import TICK, Slices
 from gateway.state.spare import Spare
 from gateway.state.wing import OwnAnswers, OwnLedger, Wing
@@ -109,10 +109,20 @@ async def open_state(  # noqa: PLR0913 - each is somebody else's to give
             log.heard(event)
 
         watch = SpendWatch(store, snapshot.alerts.spend, clock, witnessed)
+        accounts = SqliteAccounts(shared, clock)
+        trouble = partial(StateTrouble, "redis" if wing else "embedded", "limits")
+        spare = Spare(
+            wing.accounts if wing else accounts, clock, workers, lambda why: heard(trouble(why))
+        )
+        limiter = Slices(spare, worker, clock)
+
+        def booked(finals: Sequence[Final]) -> None:
+            limiter.shipped(charges(finals).items())
+
         ledger: OwnLedger = (
-            wing.ledger(journal, folder)
+            wing.ledger(journal, folder, booked)
             if wing
-            else EmbeddedLedger(journal, store, clock, heard, spent=watch.spent)
+            else EmbeddedLedger(journal, store, clock, heard, watch.spent, booked)
         )
         try:
             recovered = await ledger.recover()
@@ -123,12 +133,6 @@ async def open_state(  # noqa: PLR0913 - each is somebody else's to give
             if wing:
                 wing.join(worker, health)
             stories = Stories(store, snapshot.config, clock, heard)
-            accounts = SqliteAccounts(shared, clock)
-            trouble = partial(StateTrouble, "redis" if wing else "embedded", "limits")
-            spare = Spare(
-                wing.accounts if wing else accounts, clock, workers, lambda why: heard(trouble(why))
-            )
-            limiter = Slices(spare, worker, clock)
             own = EmbeddedAnswers(store, clock, heard)
             answers: OwnAnswers = wing.answers(own) if wing else own
             register = EmbeddedRegister(keys_store, keys, log, clock)
