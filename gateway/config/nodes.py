@@ -438,10 +438,10 @@ def money(value: object) -> int:
 
 def some_money(value: object) -> int:
     """Dollars as nano-dollars, more than none."""
-    nano = money(value)
-    if not nano:
+    found = decimal(scalar(value, "an amount in dollars"))
+    if found is not None and found <= 0:
         raise Wrong("a budget must be more than 0 dollars; to let nobody in, revoke the key")
-    return nano
+    return money(value)
 
 
 def duration(value: object) -> float:

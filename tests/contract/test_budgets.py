@@ -195,9 +195,7 @@ class Fleet(RuleBasedStateMachine):
 
     @invariant()
     def spent_is_the_sum_of_the_lines(self) -> None:
-        (lines,) = self.store.db.execute(
-            "SELECT coalesce(sum(nano_usd), 0) FROM ledger"
-        ).fetchone()
+        (lines,) = self.store.db.execute("SELECT coalesce(sum(nano_usd), 0) FROM ledger").fetchone()
         assert [self.spent(account) for account in BUDGETS] == [lines] * len(BUDGETS)
 
     def spent(self, account: Account) -> int:

@@ -87,7 +87,9 @@ def test_a_spent_budget_is_refused_until_its_period_ends_and_counts_what_the_led
         refused = call(gateway)
         today = datetime.fromtimestamp(gateway.house.clock.now(), UTC)
         error = judge_refusal(
-            refused, f"${dollars(3 * EACH)} per day of this API key", f"${dollars(3 * EACH)} is spent"
+            refused,
+            f"${dollars(3 * EACH)} per day of this API key",
+            f"${dollars(3 * EACH)} is spent",
         )
         assert refused.headers["x-gateway-budget-remaining-usd"] == "0"
         assert error["scope"] == "key"
@@ -142,7 +144,9 @@ def test_a_dearer_fallback_is_skipped_when_the_budget_cannot_hold_it_too(sim, tm
         assert sim.calls("f") == []
         sim.set("p", faults.overloaded(), times=1)
         assert call(gateway, "both").status == 200
-    with house(sim, tmp_path / "more", tier(f"[{{usd: {dollars(5 * EACH)}, per: day}}]")) as gateway:
+    with house(
+        sim, tmp_path / "more", tier(f"[{{usd: {dollars(5 * EACH)}, per: day}}]")
+    ) as gateway:
         sim.set("p", faults.overloaded())
         assert call(gateway, "both").headers["x-gateway-target"] == "f/m"
 
@@ -207,7 +211,10 @@ def test_a_cut_stream_is_paid_for_and_its_rest_is_free_again(sim, tmp_path):
         gateway.at_rest()
         (row,) = gateway.rows()
         assert 0 < row["nano_usd"] < EACH
-        assert spent(tmp_path) == ({next(iter(spent(tmp_path)[0])): row["nano_usd"]}, row["nano_usd"])
+        assert spent(tmp_path) == (
+            {next(iter(spent(tmp_path)[0])): row["nano_usd"]},
+            row["nano_usd"],
+        )
         assert call(gateway).status == 200
 
 
@@ -234,9 +241,7 @@ def test_two_hundred_at_once_over_four_processes_spend_what_forty_may(sim, tmp_p
 
         ports = asyncio.run(up())
         body = chat("smart", max_tokens=TOKENS)
-        asked = [
-            pool.submit(ask, ports[n % 4], body, x_api_key="k") for n in range(number)
-        ]
+        asked = [pool.submit(ask, ports[n % 4], body, x_api_key="k") for n in range(number)]
         answers = [one.result() for one in asked]
         for gateway in gateways:
             gateway.signal(15)

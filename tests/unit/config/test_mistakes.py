@@ -29,6 +29,8 @@ def said(text: str) -> list[str]:
 
 
 DURATION_UNIT = "a duration needs a unit: 60s, 250ms, 2m"
+BUDGET = "a budget needs dollars and a period: {usd: 20, per: day}"
+NO_DOLLARS = "a budget must be more than 0 dollars; to let nobody in, revoke the key"
 NOT_DURATION = "not a duration; write 250ms, 2s, 1m30s, 1h or 30d"
 NO_VARIABLES = "${…} is read only in secrets, URLs, addresses and paths"
 ADDRESS = "an address is written host:port: 127.0.0.1:8080, [::1]:8080"
@@ -568,6 +570,69 @@ keys:
     "team's chains": (
         BASE + "teams: {t: {chains: [d]}}\n",
         ["f:5:22 teams.t.chains[0] — no such chain; there are: c"],
+    ),
+    "budget without a period": (
+        BASE + "tiers: {t: {budgets: [20]}}\n",
+        [f"f:5:23 tiers.t.budgets[0] — {BUDGET}"],
+    ),
+    "budgets are a list": (
+        BASE + "tiers: {t: {budgets: 20}}\n",
+        ["f:5:22 tiers.t.budgets — a list is expected here: [a, b]"],
+    ),
+    "budget without dollars": (
+        BASE + "tiers: {t: {budgets: [{per: day}]}}\n",
+        ["f:5:23 tiers.t.budgets[0].usd — is missing"],
+    ),
+    "budget of nothing": (
+        BASE + "tiers: {t: {budgets: [{usd: 0, per: day}, {usd: -1, per: hour}]}}\n",
+        [
+            f"f:5:29 tiers.t.budgets[0].usd — {NO_DOLLARS}",
+            f"f:5:49 tiers.t.budgets[1].usd — {NO_DOLLARS}",
+        ],
+    ),
+    "budget out of bounds": (
+        BASE + "tiers: {t: {budgets: [{usd: 9_000_000.01, per: day}, {usd: 0.0000000001, "
+        "per: hour}]}}\n",
+        [
+            "f:5:29 tiers.t.budgets[0].usd — dollars must be from 0 to 9000000",
+            "f:5:60 tiers.t.budgets[1].usd — more than 9 decimals",
+        ],
+    ),
+    "budget of no period there is": (
+        BASE + "tiers: {t: {budgets: [{usd: 1, per: dya}]}}\n",
+        [
+            (
+                "f:5:37 tiers.t.budgets[0].per — can be: request, hour, day, month, total; "
+                "did you mean day?"
+            )
+        ],
+    ),
+    "two budgets of a period": (
+        BASE + "tiers: {t: {per_session: {budgets: [{usd: 1, per: day}, {usd: 2, per: day}]}}}\n",
+        ["f:5:71 tiers.t.per_session.budgets[1].per — two budgets per day; keep one of them"],
+    ),
+    "a budget wider than its tier's": (
+        BASE
+        + "tiers: {t: {budgets: [{usd: 0.5, per: day}]}}\n"
+        + 'keys: [{name: k, tier: t, budgets: [{usd: 0.75, per: day}], hash: "'
+        + HASH
+        + '"}]\n',
+        ["f:6:43 keys[0].budgets[0].usd — a key only narrows; its tier has $0.5 per day"],
+    ),
+    "a budget softer than its tier's": (
+        BASE
+        + "tiers: {t: {budgets: [{usd: 0.5, per: day}]}}\n"
+        + 'keys: [{name: k, tier: t, budgets: [{usd: 0.5, per: day, hard: false}], hash: "'
+        + HASH
+        + '"}]\n',
+        ["f:6:64 keys[0].budgets[0].hard — a key only narrows; this budget of its tier is hard"],
+    ),
+    "a user's budget wider than all together": (
+        BASE
+        + 'keys: [{name: k, budgets: [{usd: 1, per: day}], hash: "'
+        + HASH
+        + '",\n  per_user: {budgets: [{usd: 2, per: day}]}}]\n',
+        [("f:6:30 keys[0].per_user.budgets[0].usd — no more than the $1 per day of all together")],
     ),
     "expires": (
         BASE + f'keys: [{{name: k, expires: 2026-02-30, hash: "{HASH}"}}]\n',

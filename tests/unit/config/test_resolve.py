@@ -3,6 +3,8 @@
 from datetime import UTC, datetime
 
 from gateway.config.load import load_text
+from gateway.core.budget import Budget
+from gateway.core.principal import SubLimits
 from gateway.core.snapshot import Snapshot
 from gateway.core.target import Account, Cache, Cause, Leaf, OneOf
 from gateway.wire import json
@@ -214,3 +216,40 @@ chains:
         "wide": Cache(3600.0, "team", join=False),
         "joined": Cache(0.0, "key", join=True),
     }
+
+
+def test_budgets_are_of_the_key_its_team_and_each_of_its_users_and_sessions() -> None:
+    found = snapshot(
+        SIM
+        + """
+chains: {c: [s/m]}
+tiers:
+  own:
+    budgets: [{usd: 0.5, per: day}, {usd: 0.000000001, per: request, hard: false}]
+    per_session: {budgets: [{usd: 2, per: total}]}
+  ours: {budgets: [{usd: 9_000_000, per: month}]}
+teams: {us: {tier: ours}}
+keys:
+  - name: k
+    team: us
+    tier: own
+    hash: "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+    budgets: [{usd: 0.25, per: day}, {usd: 0.1, per: hour, hard: false}]
+    per_user: {budgets: [{usd: 0.05, per: day}]}
+"""
+    )
+    principal = found.keys[0].principal
+    assert [(one.owner, one.budget) for one in principal.budgets] == [
+        ("key:k", Budget("day", 250_000_000)),
+        ("key:k", Budget("request", 1, hard=False)),
+        ("key:k", Budget("hour", 100_000_000, hard=False)),
+        ("team:us", Budget("month", 9_000_000 * 10**9)),
+    ]
+    assert principal.budgeted
+    assert principal.sub_limits == SubLimits(
+        user_budgets=(Budget("day", 50_000_000),), session_budgets=(Budget("total", 2 * 10**9),)
+    )
+    assert found.tiers["own"].budgets == (
+        Budget("day", 500_000_000),
+        Budget("request", 1, hard=False),
+    )

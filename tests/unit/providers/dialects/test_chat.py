@@ -103,6 +103,42 @@ def test_a_cap_of_tokens_holds_under_both_names() -> None:
     assert "max_tokens" not in sent({}, params)[1]
 
 
+BOTH = {"max_tokens": 9, "max_completion_tokens": 8}
+
+
+@pytest.mark.parametrize(
+    ("said", "params", "url", "expected"),
+    [
+        ({}, Params(), "https://up/v1", {"max_tokens": 7}),
+        ({}, Params(), "https://api.openai.com/v1", {"max_completion_tokens": 7}),
+        ({"max_tokens": 9}, Params(), "https://api.openai.com/v1", {"max_tokens": 7}),
+        ({"max_tokens": 5}, Params(), "https://up/v1", {"max_tokens": 5}),
+        ({"max_tokens": None}, Params(), "https://up/v1", {"max_tokens": 7}),
+        (BOTH, Params(), "https://up/v1", {"max_completion_tokens": 7}),
+        ({}, Params(set=raws(max_tokens=10**6)), "https://up/v1", {"max_tokens": 7}),
+        ({}, Params(default=raws(max_completion_tokens=3)), "", {"max_completion_tokens": 3}),
+        (
+            {"max_tokens": 9},
+            Params(drop=frozenset({"max_tokens"})),
+            "https://up/v1",
+            {"max_completion_tokens": 7},
+        ),
+        (
+            {},
+            Params(drop=frozenset({"max_completion_tokens"})),
+            "https://api.openai.com/v1",
+            {"max_tokens": 7},
+        ),
+    ],
+)
+def test_the_bound_a_budget_counts_on_is_sent_under_one_name(
+    said: dict[str, Any], params: Params, url: str, expected: dict[str, int]
+) -> None:
+    target = Target("t", "t", "p", "openai", "m", url, params=params)
+    made = Chat(target, {}).request(asked(said, cap=7), "req_1")
+    assert json.loads(made.body) == {"model": "m", **expected}
+
+
 @pytest.mark.parametrize("value", ["many", None, True, [9e9]])
 def test_what_is_no_number_is_not_capped(value: Any) -> None:
     assert sent({"n": value}, Params(cap={"n": 1}))[1]["n"] == value

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.core.budget import Budget, allowances
 from gateway.core.events import Event, StateTrouble
 from gateway.core.keys import KeyTaken, NoSuchKey, make_key, read_key
 from gateway.core.principal import LOCAL, Credential, Principal
@@ -29,6 +30,7 @@ def snapshot(*declared: DeclaredKey, keyless: bool = False) -> Snapshot:
             "free": Grant(
                 Principal("", default_max_tokens=1024, priority="low"),
                 (("rpm", 20, 5), ("concurrency", 2, None)),
+                (Budget("day", 5),),
             )
         },
         teams={
@@ -39,6 +41,7 @@ def snapshot(*declared: DeclaredKey, keyless: bool = False) -> Snapshot:
                     chains=("smart",),
                     rights=frozenset({"skip"}),
                     accounts=(Account("team:search:rpm", "team", "search", "rpm", 600),),
+                    budgets=allowances("team", "search", [Budget("month", 9)]),
                 )
             )
         },
@@ -172,6 +175,10 @@ async def test_a_key_gets_its_tiers_share_and_its_teams_and_only_narrows_them(ha
         ),
         default_max_tokens=1024,
         priority="low",
+        budgets=(
+            *allowances("key", "job", [Budget("day", 5)]),
+            *allowances("team", "search", [Budget("month", 9)]),
+        ),
     )
 
 

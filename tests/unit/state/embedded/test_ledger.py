@@ -449,3 +449,59 @@ async def test_each_line_that_is_in_the_store_is_told_once(tmp_path: Path) -> No
     await ledger.leave()
     assert told == ["0.1", "1.1", "2.1"]
     await store.close()
+
+
+BUDGETS = ("key:k:budget:day:2026-11-21", "team:t:budget:total")
+
+
+def charged(db: sqlite3.Connection) -> dict[str, int]:
+    return dict(db.execute("SELECT account, nano_usd FROM budget").fetchall())
+
+
+def test_lines_move_the_budgets_of_their_attempt_once_whoever_books_them(
+    tmp_path: Path, db: sqlite3.Connection
+) -> None:
+    journal = Journal(tmp_path, "w1")
+    for number in range(3):
+        journal.open(opening(f"r{number}.1", budgets=BUDGETS, bound=10**9))
+    journal.close(line("r0.1", nano_usd=5))
+    shipper = Shipper("w1")
+    ship(shipper, db, journal)
+    assert charged(db) == dict.fromkeys(BUDGETS, 5)
+    journal.close(line("r1.1", nano_usd=None))
+    journal.drop()
+    assert recover(db, tmp_path) == 1
+    ((lost,),) = db.execute("SELECT nano_usd FROM ledger WHERE outcome = 'worker_lost'").fetchall()
+    assert lost > 0
+    assert charged(db) == dict.fromkeys(BUDGETS, 5 + lost)
+
+
+def test_what_a_lost_worker_left_is_booked_at_no_more_than_was_held(
+    tmp_path: Path, db: sqlite3.Connection
+) -> None:
+    journal = Journal(tmp_path, "w1")
+    journal.open(opening(budgets=BUDGETS, bound=3))
+    journal.checkpoint("req_1.1", 10**6)
+    journal.drop()
+    recover(db, tmp_path)
+    assert charged(db) == dict.fromkeys(BUDGETS, 3)
+
+
+def test_what_was_spent_in_periods_past_is_forgotten(db: sqlite3.Connection) -> None:
+    today = 20_778  # 2026-11-21
+    kept = {
+        "key:k:budget:total": 1,
+        "key:k:budget:day:2026-11-21": 1,
+        "key:k:budget:day:2026-11-19": 1,
+        "key:k:budget:month:2026-11": 1,
+        "key:k:budget:hour:2026-11-21T05": 1,
+        "user:k:x:budget:day:2001-01-01:budget:total": 1,
+    }
+    past = {
+        "key:k:budget:day:2026-11-18": 1,
+        "key:k:budget:month:2026-10": 1,
+        "key:k:budget:hour:2026-11-18T23": 1,
+    }
+    db.executemany("INSERT INTO budget VALUES (?, ?)", [*kept.items(), *past.items()])
+    clean(db, today)
+    assert charged(db) == kept
