@@ -1,4 +1,4 @@
-"""Money that is bounded, over sockets: never passed if hard, told in advance, whole again in time."""
+"""Money that is bounded, over sockets: never passed if hard, and whole again in time."""
 
 import asyncio
 import concurrent.futures
@@ -221,9 +221,8 @@ def test_a_cut_stream_is_paid_for_and_its_rest_is_free_again(sim, tmp_path):
 # ------------------------------------------------------------------------------------- a crowd
 
 
-@pytest.mark.parametrize("number", [200])
-def test_two_hundred_at_once_over_four_processes_spend_what_forty_may(sim, tmp_path, number):
-    room = 40
+def test_two_hundred_at_once_over_four_processes_spend_what_forty_may(sim, tmp_path):
+    number, room = 200, 40
     sim.manner("p", Manner(tokens=2 * TOKENS, latency=1.5))
     file = tmp_path / "gateway.yaml"
     file.write_text(
