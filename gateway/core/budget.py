@@ -105,6 +105,15 @@ def period(per: Per, now: float) -> Period:
     return Period("", None)
 
 
+def over(account: str, day: str) -> bool:
+    """Whether the period in an account's id was over before a day, `2026-11-21`.
+
+    It stands at the end, so nothing a user or session is called can look like one.
+    """
+    _, per, label = account.rsplit(":", 2)
+    return per in {"hour", "day", "month"} and label[:10] < day[: len(label)]
+
+
 def window(allowance: Allowance, now: Period) -> Window:
     """The account of a budget in this period: `key:ci:budget:day:2026-11-21`."""
     owner, scope, name, budget = allowance

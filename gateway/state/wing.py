@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from gateway.core.ports import Answers, Books, Ledger, Register
 from gateway.state.accounts import AccountStore
-from gateway.state.journal import Journal
+from gateway.state.journal import Final, Journal
 
 
 class Seen(NamedTuple):
@@ -80,7 +80,9 @@ class Wing(Protocol):
     books: Books
     chores: Sequence[tuple[float, Callable[[], Awaitable[object]]]]
 
-    def ledger(self, journal: Journal, folder: Path) -> OwnLedger: ...
+    def ledger(
+        self, journal: Journal, folder: Path, booked: Callable[[Sequence[Final]], object]
+    ) -> OwnLedger: ...
 
     def register(self, local: Register) -> Register:
         """Changes to keys are told to all machines; `local` keeps them on this one."""

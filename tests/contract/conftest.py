@@ -14,7 +14,7 @@ from gateway.state.embedded.answers import RENEW, EmbeddedAnswers
 from gateway.state.embedded.ledger import EmbeddedLedger
 from gateway.state.embedded.sqlite import Store
 from gateway.state.journal import Journal
-from gateway.state.redis.accounts import RedisAccounts
+from gateway.state.redis.accounts import BUDGETS, RedisAccounts
 from gateway.state.redis.answers import RedisAnswers
 from gateway.state.redis.connect import Link
 from gateway.state.redis.ledger import RedisLedger
@@ -69,6 +69,14 @@ class Books(Protocol):
         """Attempt id -> outcome, nano-dollars."""
         ...
 
+    async def spent(self) -> dict[str, int]:
+        """Nano-dollars of each budget."""
+        ...
+
+    async def clean(self) -> None:
+        """Forget what is too old."""
+        ...
+
 
 class EmbeddedBooks:
     def __init__(self, folder: Path) -> None:
@@ -100,6 +108,14 @@ class EmbeddedBooks:
         query = "SELECT attempt_id, outcome, nano_usd FROM ledger"
         found = await self._store.run(lambda db: db.execute(query).fetchall())
         return {id: (outcome, nano_usd) for id, outcome, nano_usd in found}
+
+    async def spent(self) -> dict[str, int]:
+        query = "SELECT account, nano_usd FROM budget"
+        return dict(await self._store.run(lambda db: db.execute(query).fetchall()))
+
+    async def clean(self) -> None:
+        assert self._ledger is not None
+        await self._ledger.clean()
 
     async def close(self) -> None:
         await self.kill()
@@ -296,6 +312,17 @@ class RedisBooks:
     async def rows(self) -> Rows:
         found = await stored(self._link, 0, ManualClock().now())
         return {row[0]: (row[25], row[22]) for row in found.rows}
+
+    async def spent(self) -> dict[str, int]:
+        found = await self._link.call("HGETALL", BUDGETS)
+        pairs = (
+            found.items() if isinstance(found, dict) else zip(found[::2], found[1::2], strict=True)
+        )
+        return {name.decode(): int(amount) for name, amount in pairs}
+
+    async def clean(self) -> None:
+        assert self._ledger is not None
+        await self._ledger.clean()
 
     async def close(self) -> None:
         await self.kill()

@@ -72,3 +72,38 @@ async def test_what_has_no_price_is_unknown_never_nothing(books: Books) -> None:
     books.worker()
     await books.settle()
     assert await books.rows() == {"a.1": ("ok", None), "b.1": ("worker_lost", None)}
+
+
+BUDGETS = ("key:k:budget:day:2027-01-15", "team:t:budget:total")
+
+
+async def test_each_line_moves_its_budgets_once_through_a_kill(books: Books) -> None:
+    ledger = books.worker()
+    for id in ("a.1", "b.1", "c.1"):
+        ledger.open(opening(id, budgets=BUDGETS, bound=50))
+    ledger.close(line("a.1", nano_usd=7))
+    await books.settle()
+    assert await books.spent() == dict.fromkeys(BUDGETS, 7)
+    ledger.close(line("b.1", nano_usd=None))
+    await books.kill()
+    books.worker()
+    await books.settle()
+    await books.settle()
+    assert await books.spent() == dict.fromkeys(BUDGETS, 57)  # c was lost: no more than was held
+
+
+async def test_what_was_spent_in_a_period_past_is_forgotten(books: Books) -> None:
+    past = tuple(
+        f"key:k:budget:{one}" for one in ("hour:2027-01-12T23", "day:2027-01-12", "month:2026-12")
+    )
+    now = (
+        "user:k:x:budget:day:2001-01-01:budget:total",
+        "key:k:budget:hour:2027-01-13T00",
+        *BUDGETS,
+    )
+    ledger = books.worker()
+    ledger.open(opening("a.1", budgets=past + now))
+    ledger.close(line("a.1", nano_usd=7))
+    await books.settle()
+    await books.clean()
+    assert await books.spent() == dict.fromkeys(now, 7)

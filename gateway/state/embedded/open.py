@@ -111,14 +111,10 @@ async def open_state(  # noqa: PLR0913 - each is somebody else's to give
         watch = SpendWatch(store, snapshot.alerts.spend, clock, witnessed)
         accounts = SqliteAccounts(shared, clock)
         trouble = partial(StateTrouble, "redis" if wing else "embedded", "limits")
-        spare = Spare(
-            wing.accounts if wing else accounts, clock, workers, lambda why: heard(trouble(why))
-        )
+        meeting = wing.accounts if wing else accounts
+        spare = Spare(meeting, clock, workers, lambda why: heard(trouble(why)))
         limiter = Slices(spare, worker, clock)
-
-        def booked(finals: Sequence[Final]) -> None:
-            limiter.shipped(charges(finals).items())
-
+        booked = partial(_booked, limiter)
         ledger: OwnLedger = (
             wing.ledger(journal, folder, booked)
             if wing
@@ -192,6 +188,11 @@ async def open_state(  # noqa: PLR0913 - each is somebody else's to give
             await keys_store.close()
         await shared.close()
         await store.close()
+
+
+def _booked(limiter: Slices, finals: Sequence[Final]) -> None:
+    """What budgets held for these lines is spent now."""
+    limiter.shipped(charges(finals).items())
 
 
 class _Chores:

@@ -9,15 +9,27 @@ Redis has known it for a while.
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from gateway.clock import Clock
+from gateway.core.budget import over
 from gateway.core.events import Event, StateTrouble
 from gateway.state.backlog import Backlog
-from gateway.state.journal import Final, Fold, Journal, Orphan, Part, orphans, sweep, sync
-from gateway.state.redis.accounts import TURNS, WORKERS
+from gateway.state.journal import (
+    Final,
+    Fold,
+    Journal,
+    Orphan,
+    Part,
+    charges,
+    orphans,
+    sweep,
+    sync,
+)
+from gateway.state.redis.accounts import BUDGETS, TURNS, WORKERS
 from gateway.state.redis.connect import Link, RedisLost, Script, key, trouble
 from gateway.state.rows import DAY, LINES, SUMS, Row, row_of, sums_of
 from gateway.wire import json
@@ -29,6 +41,7 @@ TIDY = 10.0  # journals of workers that are gone
 CLEAN = 60.0
 CHUNK = 500  # rows in one call: some 200 KB
 LEAVING = 3  # tries of the last shipment; Redis may just have come back, or fallen back
+OVER = 2  # days after its end nobody asks what was spent of a budget
 KEPT = 60.0  # seconds a shipped segment stays; Redis syncs its file each second
 CURSOR = 40 * DAY  # longer than any row is kept
 MOST = 2_000_000  # rows in Redis, some 400 bytes each; beyond it the oldest days go
@@ -57,6 +70,9 @@ def rows_key(day: int) -> str:
 class RedisLedger:
     """The port `Ledger`; the rest is for its owner.
 
+    Args:
+        booked: is told, in the loop, of lines that Redis has now: each once, in order.
+
     Attributes:
         drift: always 0 here: rows and sums of a call are one script.
     """
@@ -70,6 +86,7 @@ class RedisLedger:
         link: Link,
         clock: Clock,
         heard: Callable[[Event], None],
+        booked: Callable[[Sequence[Final]], object] = lambda _: None,
     ) -> None:
         self.open = journal.open
         self.checkpoint = journal.checkpoint
@@ -79,6 +96,8 @@ class RedisLedger:
         self._link = link
         self._clock = clock
         self._heard = heard
+        self._booked = booked
+        self._told = 0  # the seq of the last line that was told as booked
         self._backlog = Backlog()
         self._cursor = 0
         self._applied: dict[Path, float] = {}  # segments that hold nothing more, since when
@@ -148,8 +167,21 @@ class RedisLedger:
                 days = [str(day) for day in gone]
                 keys = [COUNTS, *(rows_key(day) for day in gone)]
                 await self._link.run(_clean, keys, [max(gone) + 1, *days])
+            await self._forget_spent()
         except RedisLost as error:
             trouble(self._heard, "clean", error)
+
+    async def _forget_spent(self) -> None:
+        """What was spent in periods that are over, a little at a time."""
+        before = datetime.fromtimestamp(self._clock.now(), UTC) - timedelta(days=OVER)
+        day, at = before.strftime("%Y-%m-%d"), 0
+        while True:
+            at, found = await self._link.call("HSCAN", BUDGETS, at, "COUNT", CHUNK)
+            names = [bytes(name) for name in (found if isinstance(found, dict) else found[::2])]
+            if gone := [name for name in names if over(name.decode(), day)]:
+                await self._link.call("HDEL", BUDGETS, *gone)
+            if not int(at):
+                return
 
     async def leave(self) -> None:
         """Ship all and go. The journal stays: whoever starts next removes it, once it is safe."""
@@ -166,9 +198,17 @@ class RedisLedger:
             chunk = [final for final in rows[:CHUNK] if final.seq > self._cursor]
             if chunk and not await self._compare(await self._tell(self._cursor, chunk)):
                 return False
+            self._tell_owner(chunk)
             if self._cursor >= rows[:CHUNK][-1].seq:
                 del rows[:CHUNK]
         return True
+
+    def _tell_owner(self, chunk: Sequence[Final]) -> None:
+        """What Redis has now: each line once, also if Redis loses it again."""
+        new = [final for final in chunk if self._told < final.seq <= self._cursor]
+        if new:
+            self._told = new[-1].seq
+            self._booked(new)
 
     async def _compare(self, found: Cursor) -> bool:
         """Follow the cursor as Redis has it; False: it has fallen back."""
@@ -237,8 +277,11 @@ async def apply(
     for final in finals:
         row = row_of(final)
         days.setdefault(row[3], []).append(row)
-    keys = [_cursor_key(worker), COUNTS]
-    args: list[str | bytes | int] = [base, last, int(complete), CURSOR]
+    keys = [_cursor_key(worker), COUNTS, BUDGETS]
+    charged = charges(finals)
+    args: list[str | bytes | int] = [base, last, int(complete), CURSOR, len(charged)]
+    for budget, nano_usd in charged.items():
+        args += [budget, nano_usd]
     for day, rows in days.items():
         keys += [sums_key(day), rows_key(day)]
         sums = [

@@ -13,7 +13,7 @@ from gateway.core.snapshot import ServerSettings
 from gateway.core.target import Secret
 from gateway.errors import Overloaded
 from gateway.state.accounts import AccountStore, Answer, Ask, Caller, Need, StoreLost
-from gateway.state.journal import Journal
+from gateway.state.journal import Final, Journal
 from gateway.state.redis.accounts import RedisAccounts
 from gateway.state.redis.answers import RedisAnswers
 from gateway.state.redis.books import RedisBooks
@@ -52,8 +52,10 @@ class RedisWing:
         self._rejects = reject
         self._leaving: list[Callable[[], Awaitable[None]]] = []
 
-    def ledger(self, journal: Journal, folder: Path) -> RedisLedger:
-        made = RedisLedger(journal, folder, self._link, self._clock, self._heard)
+    def ledger(
+        self, journal: Journal, folder: Path, booked: Callable[[Sequence[Final]], object]
+    ) -> RedisLedger:
+        made = RedisLedger(journal, folder, self._link, self._clock, self._heard, booked)
         self.chores.append((BEAT, made.beat))
         return made
 

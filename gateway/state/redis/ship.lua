@@ -1,8 +1,10 @@
 -- Applies lines of a worker once: only if its cursor stands where the worker believes it does.
 --
--- KEYS: 1 the worker's cursor, 2 how many rows each day has; then for each day its sums, its rows.
+-- KEYS: 1 the worker's cursor, 2 how many rows each day has, 3 what was spent of each budget; then
+--   for each day its sums, its rows.
 -- ARGV: 1 base, the seq the worker believes in; 2 last, the seq after this; 3 "1": the journal is
---   complete; 4 seconds the cursor is kept; then for each day: its number, when its sums and when
+--   complete; 4 seconds the cursor is kept; 5 how many budgets are charged, and for each its id and
+--   the amount to add; then for each day: its number, when its sums and when
 --   its rows may go (epoch seconds), the rows (one text), how many rows, how many sums, and for each
 --   sum its field and the amount to add.
 -- Returns the cursor, and for how many seconds its journal has been complete (-1: it is not).
@@ -21,8 +23,12 @@ if ARGV[3] == '1' then
 end
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 
-local at = 5
-for place = 3, #KEYS, 2 do
+local at = 6
+for _ = 1, tonumber(ARGV[5]) do
+  redis.call('HINCRBY', KEYS[3], ARGV[at], ARGV[at + 1])
+  at = at + 2
+end
+for place = 4, #KEYS, 2 do
   local sums, rows = KEYS[place], KEYS[place + 1]
   local day, sums_end, rows_end, text, count, more =
     ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], tonumber(ARGV[at + 5])

@@ -485,23 +485,3 @@ def test_what_a_lost_worker_left_is_booked_at_no_more_than_was_held(
     journal.drop()
     recover(db, tmp_path)
     assert charged(db) == dict.fromkeys(BUDGETS, 3)
-
-
-def test_what_was_spent_in_periods_past_is_forgotten(db: sqlite3.Connection) -> None:
-    today = 20_778  # 2026-11-21
-    kept = {
-        "key:k:budget:total": 1,
-        "key:k:budget:day:2026-11-21": 1,
-        "key:k:budget:day:2026-11-19": 1,
-        "key:k:budget:month:2026-11": 1,
-        "key:k:budget:hour:2026-11-21T05": 1,
-        "user:k:x:budget:day:2001-01-01:budget:total": 1,
-    }
-    past = {
-        "key:k:budget:day:2026-11-18": 1,
-        "key:k:budget:month:2026-10": 1,
-        "key:k:budget:hour:2026-11-18T23": 1,
-    }
-    db.executemany("INSERT INTO budget VALUES (?, ?)", [*kept.items(), *past.items()])
-    clean(db, today)
-    assert charged(db) == kept
