@@ -110,6 +110,13 @@ def owner_of_cache(facts: Facts, scope: CacheScope) -> Owner:
     return Owner(key, facts.user or "") if scope == "user" else Owner(key)
 
 
+def _bound(facts: Facts) -> str:
+    """What a hard budget has answers cut at: who has none is not to get what another's ended."""
+    if facts.purse is None or not facts.purse.hard:
+        return ""
+    return f"bounded:{facts.principal.default_max_tokens}"
+
+
 def fingerprint(request: Request, *beside: str) -> bytes:
     """SHA-256 of what a request asks, and of what else an answer depends on.
 
@@ -323,7 +330,9 @@ class _Recall(AbstractAsyncContextManager[Answer]):
 
     def _place(self, cache: Cache, facts: Facts) -> _Place:
         owner = owner_of_cache(facts, cache.scope)
-        asked = fingerprint(facts.request, facts.chain.name, self._steps.snapshot.config)
+        asked = fingerprint(
+            facts.request, facts.chain.name, self._steps.snapshot.config, _bound(facts)
+        )
         drawer = self._steps.answers.of(owner)
         seconds = facts.hints.cache
         return _Place(

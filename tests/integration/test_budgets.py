@@ -218,6 +218,21 @@ def test_a_cut_stream_is_paid_for_and_its_rest_is_free_again(sim, tmp_path):
         assert call(gateway).status == 200
 
 
+def test_an_answer_that_a_budget_cut_short_is_not_kept_for_who_has_none(sim, tmp_path):
+    chains = "chains: {smart: {try: [p/m], cache: {exact: 5m, scope: team}}}\n"
+    text = (
+        "tiers: {t: {budgets: [{usd: 1, per: day}], default_max_tokens: 5}}\nteams: {us: {}}\n"
+        "keys:\n" + declared("k", "team: us, tier: t") + declared("free", "team: us")
+    )
+    with house(sim, tmp_path, text, chains=chains) as gateway:
+        used = [
+            ask(gateway.port, chat("smart"), x_api_key=who).json()["usage"]["completion_tokens"]
+            for who in ("k", "free", "k", "free")
+        ]
+        assert used == [5, 2 * TOKENS] * 2
+        assert len(sim.calls()) == 2
+
+
 # ------------------------------------------------------------------------------------- a crowd
 
 
