@@ -1,35 +1,49 @@
 """The story: one request travels key -> limits -> chain -> attempt -> stream -> cost."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from gateway.clock import Clock
 from gateway.core.attempt import Exchange
 from gateway.core.ports import Call, Facade, Reply
+from gateway.core.principal import Principal
 from gateway.core.snapshot import Snapshot
 from gateway.errors import GatewayError
 from gateway.pipeline.admit import Admit
 from gateway.pipeline.attempt import Attempts
-from gateway.pipeline.authenticate import Authenticate
 from gateway.pipeline.facts import gather
+from gateway.pipeline.park import Park
 from gateway.pipeline.plan import Planner
 from gateway.pipeline.recall import Recall
 from gateway.pipeline.settle import INTERNAL, Settle
 from gateway.pipeline.tell import answer_headers, early_headers, note, tell
 
 
+class Entrance(Protocol):
+    """The first step: who calls."""
+
+    async def __call__(self, call: Call) -> Principal: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Road:
-    """One a public endpoint and configuration; the steps are shared."""
+    """One a public endpoint and configuration; the steps are shared.
+
+    `park` None: what is refused stays so. `parked`: the id of the one request it is for, whose
+    turn has come.
+    """
 
     facade: Facade
     snapshot: Snapshot
     clock: Clock
-    authenticate: Authenticate
+    authenticate: Entrance
     plan: Planner
     recall: Recall
     admit: Admit
     attempt: Attempts
     settle: Settle
+    park: Park | None = None
+    parked: str | None = None
 
     async def __call__(self, call: Call, reply: Reply) -> None:
         """Answer `call` on `reply`.
@@ -38,6 +52,8 @@ class Road:
             GatewayError: with everything the caller is to be told; the edge spells it.
         """
         exchange = Exchange(call.id, call.api, call.started)
+        if self.parked is not None:
+            exchange.parked = self.parked
         try:
             principal = exchange.principal = await self.authenticate(call)
             request = self.facade.parse(await call.body())
@@ -65,6 +81,8 @@ class Road:
                 await reply.finish(note(exchange, self.clock) if request.stream else b"")
                 exchange.finished = True
         except GatewayError as error:
+            if self.park is not None and await self.park(error, exchange, reply):
+                return
             raise tell(error, exchange, self.snapshot, self.clock) from None
         except ConnectionError:  # the caller left, like a cancellation
             raise
