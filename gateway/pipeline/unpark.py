@@ -4,7 +4,7 @@ One chore a worker looks for them; each is answered by a task of its own. Who pa
 up again, so that a revoked key's request is answered 401. Source: gateway.md 5.7.
 """
 
-from asyncio import CancelledError
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -30,7 +30,8 @@ from gateway.wire import json
 
 LOOK = 0.5  # seconds between looks
 AT_ONCE = 64  # parked requests that one worker answers at a time
-LEAST_REST, MOST_REST = 0.25, 5.0  # seconds a lane without room is left alone
+LEAST_REST, MOST_REST = 0.25, 5.0  # seconds between looks at a lane that has no room
+LEAST_PAUSE, MOST_PAUSE = 1.0, 60.0  # seconds after the road has refused one
 MOST_LOST = 3  # workers that may die with a request in their hands before it is suspected
 
 
@@ -79,9 +80,14 @@ class Unpark:
                 continue
             try:
                 await self._turn(lease)
-            except BaseException:
+            except asyncio.CancelledError:
                 lease.back(self._clock.now())
                 raise
+            except Exception as bug:  # noqa: BLE001 - a boundary: one may not stop the others
+                lease.finish(outcome_of(_mistake()))
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": "a parked request met a mistake of ours", "exception": bug}
+                )
 
     def stop(self) -> None:
         """Take nothing more; what is being answered goes on."""
@@ -101,7 +107,7 @@ class Unpark:
             self._failed(lease, error)
             return
         if wait > 0:
-            self._rest(lease, wait)
+            lease.back(self._clock.now() + min(MOST_REST, max(LEAST_REST, wait)))
             return
         lease.on_end(self._under_way.start(self._answer(lease, road, call)))
 
@@ -145,7 +151,7 @@ class Unpark:
             await road(call, reply)
         except GatewayError as error:
             self._failed(lease, error)
-        except CancelledError:  # the process is being stopped, or its owner dropped it
+        except asyncio.CancelledError:  # the process is being stopped, or its owner dropped it
             lease.back(self._clock.now())
             raise
         except BaseException:
@@ -157,12 +163,10 @@ class Unpark:
     def _failed(self, lease: Lease, error: GatewayError) -> None:
         """What passes by itself is tried again; the rest is the answer."""
         if error.code in FULL or isinstance(error, Overloaded | InProgress):
-            self._rest(lease, error.retry_after or LEAST_REST)
+            wait = error.retry_after or LEAST_PAUSE
+            lease.back(self._clock.now() + min(MOST_PAUSE, max(LEAST_PAUSE, wait)))
         else:
             lease.finish(outcome_of(error))
-
-    def _rest(self, lease: Lease, wait: float) -> None:
-        lease.back(self._clock.now() + min(MOST_REST, max(LEAST_REST, wait)))
 
 
 class _Turn:

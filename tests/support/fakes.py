@@ -20,7 +20,7 @@ from gateway.core.events import Event, RequestEnded
 from gateway.core.kept import Ending, Held, Kept, Owner
 from gateway.core.parked import Whose
 from gateway.core.plan import WELL, Facts, Standing, State
-from gateway.core.ports import UpstreamRequest, Voice
+from gateway.core.ports import Parking, UpstreamRequest, Voice
 from gateway.core.principal import LOCAL, Credential, Principal
 from gateway.core.request import NO_HINTS, Hints, Request
 from gateway.core.snapshot import Snapshot
@@ -32,6 +32,7 @@ from gateway.pipeline.attempt import Attempts, Panic
 from gateway.pipeline.authenticate import Authenticate
 from gateway.pipeline.detached import Detached
 from gateway.pipeline.estimate import Outputs, target_demands
+from gateway.pipeline.park import Park
 from gateway.pipeline.plan import Planner, Sources
 from gateway.pipeline.queue import Queue
 from gateway.pipeline.recall import Recall
@@ -763,6 +764,7 @@ class World:
         )
         self.keys = FakeKeys(principal)
         self.authenticate = Authenticate(self.keys, clock, FakeAudit())
+        self.parking: Parking | None = None
         self._ids = 0
 
     def road(self, request: Request) -> Road:
@@ -776,6 +778,7 @@ class World:
             self.admit,
             self.attempts,
             self.settle,
+            Park(self.parking, self.clock, self.snapshot) if self.parking else None,
         )
 
     def begin(
