@@ -574,7 +574,7 @@ keys:
         ["f:5:27 keys[0].expires — a date is expected, without quotes: 2026-12-31"],
     ),
     "rights": (
-        BASE + "tiers: {t: {may: [parking]}}\n",
+        BASE + "tiers: {t: {may: [admire]}}\n",
         ["f:5:19 tiers.t.may[0] — can be: cache, park, skip, target, trace"],
     ),
     "cache": (
