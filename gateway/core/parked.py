@@ -4,6 +4,9 @@ from typing import Literal, NamedTuple
 
 from gateway.core.principal import Role
 
+MOST = 10_000  # requests of one tier that wait or are being answered
+MOST_BYTES = 256 * 1024 * 1024  # of their bodies
+
 State = Literal["parked", "running", "done"]
 
 

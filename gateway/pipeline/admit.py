@@ -58,7 +58,10 @@ class Admit:
         return taken
 
     def room_in(self, facts: Facts) -> float:
-        """Seconds until a request would be admitted; 0: now, or only asking tells. Looks only."""
+        """Seconds until there is room for a request; 0: now, or only asking tells. Looks only.
+
+        Of money there is nothing to wait for: to ask tells.
+        """
         plan = self.plan(facts)
         if (ahead := self._ahead(facts, plan)) is not None:
             return ahead.wait
@@ -66,7 +69,8 @@ class Admit:
             openings = [skip.until for skip in plan.skipped if skip.cause in PASSING and skip.until]
             if openings:
                 return min(openings) - self.clock.monotonic()
-        return self.limiter.wait(self._demands(facts, plan))
+        demands = self._demands(facts, plan)
+        return self.limiter.wait([one for one in demands if one.account.kind != "budget"])
 
     def over(self, exchange: Exchange) -> None:
         """A request has ended: its time is what others have to reckon with in line."""

@@ -6,12 +6,13 @@ gateway.md 5.7.
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from gateway.clock import Clock
 from gateway.core.attempt import Exchange
-from gateway.core.parked import Order, Outcome, State, Whose
+from gateway.core.parked import MOST, MOST_BYTES, Order, Outcome, State, Whose
 from gateway.core.plan import Facts
 from gateway.core.ports import Lot, Parking, Reply
 from gateway.core.principal import Principal
@@ -65,15 +66,16 @@ class Park:
             error.message += " It was not parked: only requests without stream are."
             return False
         order = self._order(facts, error.retry_after or SOON)
+        lot = self._lot(facts.principal, facts.hints)
         try:
-            ticket = await self._lot(facts.principal, facts.hints).park(order)
+            ticket = await lot.park(order)
         except Overloaded:
             error.message += " It was not parked: the store of parked requests cannot be used."
             return False
         if ticket is None:
             error.message += (
-                " It was not parked: as many requests of its tier are as may be (10,000, or"
-                " 256 MiB)."
+                f" It was not parked: of one tier {MOST:,} requests, or {MOST_BYTES >> 20} MiB of"
+                " their bodies, may be at a time."
             )
             return False
         exchange.parked = ticket
@@ -81,7 +83,12 @@ class Park:
         headers = answer_headers(exchange, self.snapshot, self.clock)
         headers["location"] = f"/v1/parked/{ticket}"
         headers["retry-after"] = _whole(order.due - self.clock.now())
-        reply.accepted(headers, _named(ticket, "parked"))
+        try:
+            reply.accepted(headers, _named(ticket, "parked"))
+        except BaseException:  # the caller has left, and nobody knows the id
+            with suppress(Overloaded):
+                await lot.drop(ticket)
+            raise
         exchange.finished = True
         return True
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from gateway.clock import Clock
 from gateway.core.events import Event, StateTrouble
 from gateway.core.kept import Owner
-from gateway.core.parked import Order, Outcome, Seen, State
+from gateway.core.parked import MOST, MOST_BYTES, Order, Outcome, Seen, State
 from gateway.errors import Overloaded
 from gateway.state.embedded.sqlite import Store, problem, transaction
 
@@ -22,8 +22,6 @@ LEASE = 15.0  # seconds a request is another's no more after its worker was last
 RENEW = 5.0
 GLANCE = 0.5  # seconds between looks at what callers dropped on other workers
 KEPT = 86_400.0  # seconds an answer is kept
-MOST = 10_000  # requests of one tier that wait or are being answered
-MOST_BYTES = 256 * 1024 * 1024  # of their bodies
 MOST_KEPT = 1024 * 1024 * 1024  # bytes of all answers; beyond it the oldest go
 GONE_AT_ONCE = 100  # of those
 CLEANED = 500  # rows removed in one transaction
@@ -65,7 +63,11 @@ class EmbeddedParking:
     async def take(self) -> "EmbeddedLease | None":
         now = self.clock.now()
         token = urandom(8).hex()
-        row = await self.run_or("take", lambda db: _take(db, token, now), None)
+        try:
+            row = await self.run_or("take", lambda db: _take(db, token, now), None)
+        except BaseException:  # the process is being stopped: perhaps it is ours all the same
+            self.hand("take", lambda db: db.execute(BACK, (token,)))
+            raise
         if row is None:
             return None
         ticket, lane, tier, until, envelope, body, lost = row

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from gateway.core.events import RequestEnded
-from gateway.core.parked import Seen
 from gateway.core.principal import Principal, SubLimits
 from gateway.core.request import Hints
 from gateway.core.story import story
@@ -21,6 +20,7 @@ from gateway.pipeline.unpark import Roads, Unpark
 from gateway.state.embedded.parking import LEASE, EmbeddedParking
 from gateway.wire import json
 from tests.support.fakes import (
+    FakeReply,
     World,
     answers,
     make_chain,
@@ -234,7 +234,19 @@ async def test_when_no_more_may_be_parked_it_is_a_429_that_says_so(
     await parked(place)
     refusal = (await place.ask(hints=ALLOW, max_output=100)).refusal
     assert refusal.status == 429
-    assert "It was not parked: as many requests of its tier" in refusal.message
+    assert "It was not parked: of one tier 10,000 requests" in refusal.message
+
+
+async def test_nothing_stays_parked_of_a_caller_who_left_before_he_knew() -> None:
+    class Gone(FakeReply):
+        def accepted(self, headers: Any, body: bytes) -> None:
+            raise asyncio.CancelledError
+
+    place = full(SLOT)
+    await busy(place)
+    told = await place.ask(hints=ALLOW, max_output=100, reply=Gone())
+    assert isinstance(told.error, asyncio.CancelledError)
+    assert place.store.db.execute("SELECT count(*) FROM parked").fetchone() == (0,)
 
 
 async def test_a_store_that_is_out_of_order_leaves_the_429(
@@ -337,7 +349,6 @@ async def test_a_drain_takes_nothing_more_and_what_runs_at_its_end_goes_back() -
         place.clock.advance(1)
         lot = place.parking.of(owner_of_keys(place.principal, ALLOW))
         assert [(await lot.look(one.id)).state for one in (first, second)] == ["running", "parked"]
-    assert isinstance(await lot.look(first.id), Seen)
     assert (await lot.look(first.id)).state == "parked"
     assert place.upstreams.open == 0
 
