@@ -63,3 +63,36 @@ async def test_a_killed_workers_parked_request_is_answered_once_more(place: Plac
     assert (told_by["worker_lost"], told_by["ok"]) == (1, 1)
     assert len(rows) == len(simulator.calls("long"))
     assert len({row.request_id for row in rows}) == 3  # each try is a request of its own
+
+
+async def test_two_processes_share_what_is_parked_and_answer_each_once(place: Place) -> None:
+    number = 12
+    simulator = place.simulator
+    simulator.set("long", faults.rate_limited(1.0))
+    gateways = [place.start("--quiet") for _ in range(2)]
+    ports = [await gateway.up() for gateway in gateways]
+    headers = {"x-gateway-park": "allow"}
+    told = await asyncio.gather(
+        *(
+            say(ports[n % 2], "POST", "/v1/chat/completions", json=BODY, headers=headers)
+            for n in range(number)
+        )
+    )
+    assert [status for status, _ in told] == [202] * number
+    simulator.set("long", None)
+
+    async def found(n: int) -> int:
+        """From the process that did not take it."""
+        path = f"/v1/parked/{told[n][1]['id']}"
+        while (status := (await say(ports[(n + 1) % 2], "GET", path))[0]) == 202:
+            await asyncio.sleep(0.05)
+        return status
+
+    async with asyncio.timeout(20):
+        assert await asyncio.gather(*map(found, range(number))) == [200] * number
+    for gateway in gateways:
+        gateway.signal(signal.SIGTERM)
+        assert await gateway.ended() == 0
+    rows = place.books().rows.values()
+    told_by = Counter(row.outcome for row in rows)
+    assert told_by == {"rate_limited": len(simulator.calls("long")) - number, "ok": number}
