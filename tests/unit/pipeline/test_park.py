@@ -2,19 +2,20 @@
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pytest
 
 from gateway.core.events import RequestEnded
+from gateway.core.parked import Whose
 from gateway.core.principal import Principal, SubLimits
-from gateway.core.request import Hints
+from gateway.core.request import NO_HINTS, Hints
 from gateway.core.story import story
 from gateway.core.target import Account
 from gateway.errors import NotFound
 from gateway.pipeline.detached import Detached
-from gateway.pipeline.park import Park, Told
+from gateway.pipeline.park import Envelope, Park, Told
 from gateway.pipeline.recall import owner_of_keys
 from gateway.pipeline.unpark import Roads, Unpark
 from gateway.state.embedded.parking import LEASE, EmbeddedParking
@@ -378,3 +379,29 @@ async def test_one_that_meets_a_mistake_of_ours_does_not_stop_the_others() -> No
         assert (await place.look(broken.id)).status == 500
         assert (await place.look(sound.id)).status == 200
     assert [context["message"] for context in told] == ["a parked request met a mistake of ours"]
+
+
+def test_every_wish_of_a_request_is_kept_while_it_is_parked() -> None:
+    hints = Hints(
+        deadline=30.0,
+        first_token=0.5,
+        max_cost=5,
+        priority="low",
+        session="s",
+        user="anna",
+        tags=(("team", "a"), ("job", "b")),
+        skip=frozenset({"gpt", "claude"}),
+        target="openai/gpt",
+        fallback=False,
+        trace=True,
+        traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        client_retry=True,
+        idempotency_key="k1",
+        detach=True,
+        cache=300.0,
+        park=True,
+    )
+    assert all(getattr(hints, f.name) != getattr(NO_HINTS, f.name) for f in fields(Hints))
+    whose = Whose("https://issuer/#alice", "alice", "search", None, "client")
+    envelope = Envelope(whose, "chat", hints)
+    assert json.decode(json.encode(envelope), Envelope) == envelope
