@@ -112,6 +112,9 @@ class Reply:
     async def finish(self, note: bytes) -> None:
         self.voice.close(note)
 
+    def accepted(self, headers: Mapping[str, str], body: bytes) -> None:
+        raise RuntimeError("nothing is parked here")
+
 
 class Transport:
     """An upstream that has answered before it was asked: `pieces` are its reads."""

@@ -30,14 +30,17 @@ from gateway.pipeline.authenticate import Authenticate
 from gateway.pipeline.detached import Detached
 from gateway.pipeline.estimate import Outputs, target_demands
 from gateway.pipeline.facts import allowed
+from gateway.pipeline.park import Park
 from gateway.pipeline.plan import Planner, Sources
 from gateway.pipeline.queue import Queue
 from gateway.pipeline.recall import Flights, Recall
 from gateway.pipeline.road import Road
 from gateway.pipeline.settle import Settle
 from gateway.pipeline.under_way import UnderWay
+from gateway.pipeline.unpark import Roads, Unpark
 from gateway.providers.registry import adapter
 from gateway.server.crew import ALIVE, Crew
+from gateway.server.desk import Names
 from gateway.server.doors import Current, Doors
 from gateway.server.facades.chat import ChatFacade
 from gateway.server.facades.embeddings import EmbeddingsFacade
@@ -90,6 +93,7 @@ class House:
         self.under_way = UnderWay()
         self.flights: Flights = {}
         self.detached = Detached(clock)
+        self.parked = Detached(clock)  # those of them that are being answered
         self.lag = 0.0
         self.problem = ""  # of the last reload
         self.over = asyncio.Event()  # the drain is done
@@ -107,6 +111,8 @@ class House:
         self.readiness: Readiness
         self.servers: Servers
         self.current: Current
+        self.unpark: Unpark
+        self.roads: Roads  # of the configuration in force
         self._tasks: _Tasks
 
     def heard(self, event: Event) -> None:
@@ -140,6 +146,7 @@ class House:
             self.key_sets = KeySets(self.transport, self.clock, self.heard, errands.start)
             await self._read_tokens(self.snapshot)
             await stack.enter_async_context(self.detached)
+            await stack.enter_async_context(self.parked)
             self.queue = Queue(self.clock, settings.queue_length, settings.queue_bytes)
             self.state.limiter.on_room(self.queue.pump)
             self.metrics = Metrics(
@@ -159,6 +166,14 @@ class House:
                 *self.wishes.listeners,
             ]
             self._ears = tuple(listener.heard for listener in ears)
+            names = Names()
+            self.unpark = Unpark(
+                self.state.parking,
+                self.parked,
+                self.clock,
+                lambda: self.roads,
+                lambda: names.make(self.clock.now()),
+            )
             self.readiness = Readiness(self.transport, self.clock, self.degraded)
             self.current = Current(self._furnish(self.snapshot))
             if crew is not None and crew.restarts:
@@ -178,6 +193,7 @@ class House:
             self._tasks.start(self._watch_file())
             self._tasks.start(self._watch_lag())
             self._tasks.start(alarm.run())
+            self._tasks.start(self.unpark.run())
             if crew is not None:
                 self._tasks.start(self._say_alive(crew))
             name = f"worker {crew.number}" if crew else ""
@@ -220,8 +236,10 @@ class House:
         if self.readiness.draining:
             self.servers.hurry()
             self.detached.hurry()
+            self.parked.hurry()
             return
         self.readiness.drain()
+        self.unpark.stop()
         self._witnessed(Lifecycle("draining"))
         self._tasks.start(self._drain(lame_duck))
 
@@ -238,6 +256,7 @@ class House:
         end = self.clock.monotonic() + lame + settings.drain
         await self.servers.drain(lame, settings.drain)
         await self.detached.drain(max(0.0, end - self.clock.monotonic()))
+        await self.parked.drain(max(0.0, end - self.clock.monotonic()))
         self.over.set()
 
     def begin_reload(self) -> None:
@@ -365,15 +384,30 @@ class House:
         )
 
         def road(facade: Facade) -> Road:
-            return Road(facade, snapshot, clock, authenticate, plan, recall, admit, attempt, settle)
+            return Road(
+                facade,
+                snapshot,
+                clock,
+                authenticate,
+                plan,
+                recall,
+                admit,
+                attempt,
+                settle,
+                park=park,
+            )
 
+        park = Park(state.parking, clock, snapshot)
+        chat, embeddings = road(ChatFacade()), road(EmbeddingsFacade())
+        self.roads = Roads({"chat": chat, "embeddings": embeddings}, authenticate.again)
         return Doors(
-            chat=road(ChatFacade()),
-            embeddings=road(EmbeddingsFacade()),
+            chat=chat,
+            embeddings=embeddings,
             models=lambda principal: allowed(principal, snapshot),
             usage=Usage(state.books, state.limiter),
             authenticate=authenticate,
             end=recall.end,
+            parked=park,
             heard=self.heard,
             ready=lambda: self.readiness.answer(self.snapshot),
             admin=Operator(self),

@@ -646,7 +646,8 @@ class ChainSection(ChainClocks):
 
 
 Right = Annotated[
-    Literal["cache", "skip", "target", "trace"], *_words("cache", "skip", "target", "trace")
+    Literal["cache", "park", "skip", "target", "trace"],
+    *_words("cache", "park", "skip", "target", "trace"),
 ]
 
 
@@ -700,17 +701,21 @@ class Tier(Section):
     priority: Annotated[Priority, *_words("high", "normal", "low")] = "normal"
     """Who waits first and is shed last."""
     when_full: Annotated[
-        Annotated[Literal["reject"], *_words("reject"), Tag("<word>")]
+        Annotated[Literal["reject", "park"], *_words("reject", "park"), Tag("<word>")]
         | Annotated[Wait, Tag("<wait>")],
         Discriminator(_kind_of_full),
     ] = "reject"
-    """reject, or {wait: 5s}."""
+    """reject; {wait: 5s}; or park: what is not a stream is answered later."""
     may: list[Right] = Field(default_factory=list)
-    """Rights: skip targets by header, name single targets, ask for a trace, refresh the cache."""
+    """Rights: skip targets by header, name single ones, ask for a trace, refresh a cache, park."""
 
     @property
     def wait(self) -> float:
         return self.when_full.wait if isinstance(self.when_full, Wait) else 0.0
+
+    @property
+    def parks(self) -> bool:
+        return self.when_full == "park"
 
 
 class Team(Section):

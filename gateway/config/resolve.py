@@ -727,10 +727,12 @@ class Resolver:
         section = self._document.tiers[tier]
         return Principal(
             "",
+            tier=tier,
             rights=frozenset(section.may),
             default_max_tokens=section.default_max_tokens,
             priority=section.priority,
             wait=section.wait,
+            parks=section.parks,
             sub_limits=_sub_limits(
                 SubLimits(
                     per_session=_rows(section.per_session.limits),

@@ -87,9 +87,9 @@ class Exchange:
 
     __slots__ = (
         "api", "attempts", "chain_name", "detached", "dropped", "ended", "error", "facts",
-        "finish_reason", "finished", "headroom", "held_for", "hold", "id", "paused", "plan",
-        "planned", "prepaid", "principal", "recalled", "reservation", "settled", "skips", "started",
-        "status", "streaming", "told", "trail", "waited",
+        "finish_reason", "finished", "headroom", "held_for", "hold", "id", "parked", "paused",
+        "plan", "planned", "prepaid", "principal", "recalled", "reservation", "settled", "skips",
+        "started", "status", "streaming", "told", "trail", "waited",
     )  # fmt: skip
 
     def __init__(self, id: str, api: str, started: float) -> None:
@@ -115,6 +115,7 @@ class Exchange:
         self.streaming = False
         self.recalled: Recalled | None = None
         self.detached = False  # it is settled by a task of its own, not by its caller's
+        self.parked: str | None = None  # the id under which it is answered later, or waited
         self.finish_reason: str | None = None
         self.finished = False  # the caller has the whole answer
         self.error: GatewayError | None = None

@@ -22,6 +22,7 @@ from gateway.core.audit import Act, AuditLine
 from gateway.core.events import Event
 from gateway.core.kept import Ending, Held, Kept, Owner
 from gateway.core.keys import Change, KeyTerms, StoredKey
+from gateway.core.parked import Order, Outcome, Seen, State, Whose
 from gateway.core.plan import Standing
 from gateway.core.principal import Credential, Principal
 from gateway.core.request import Hints, Request
@@ -123,6 +124,10 @@ class Keys(Protocol):
             gateway.errors.NotAllowed: a team or tier that is not in the file.
             gateway.errors.Overloaded: the issuer's keys are not here yet.
         """
+        ...
+
+    async def again(self, whose: Whose) -> Principal | None:
+        """Who parked a request, as he stands now; None: he would not be let in any more."""
         ...
 
 
@@ -269,6 +274,62 @@ class Answers(Protocol):
     """Kept answers, of the exact cache and of callers' own keys (gateway.md 3.10)."""
 
     def of(self, owner: Owner) -> Drawer: ...
+
+
+class Lot(Protocol):
+    """What one owner has parked. Bound to it when made: no method takes a tenant.
+
+    Raises:
+        gateway.errors.Overloaded: `store_unavailable`.
+    """
+
+    async def park(self, order: Order) -> str | None:
+        """Keep it, durably once this returns, and give its id; None: its tier has too many."""
+        ...
+
+    async def look(self, id: str) -> Seen | None:
+        """What became of it; None: there is none, or it is somebody else's."""
+        ...
+
+    async def drop(self, id: str) -> State | None:
+        """Forget it, and end it if it is being answered; what it was, None as for `look`."""
+        ...
+
+
+class Lease(Protocol):
+    """A parked request that this worker answers. Renewed until one of its ends; they do not wait.
+
+    Who lost it meanwhile (its process stood still for longer than the lease) changes nothing.
+    """
+
+    id: str
+    order: Order
+    lost: int  # workers that took it before and were never heard of again
+
+    def finish(self, outcome: Outcome) -> None:
+        """The answer: its owner finds it for a day."""
+        ...
+
+    def back(self, due: float) -> None:
+        """There is no answer. Its lane is not worth a look before `due` (epoch seconds)."""
+        ...
+
+    def on_end(self, end: Callable[[], None]) -> None:
+        """Call `end` when its owner drops it, on whichever worker that comes in."""
+        ...
+
+
+class Parking(Protocol):
+    """Requests that wait for room, over every worker and crash (gateway.md 5.7)."""
+
+    def of(self, owner: Owner) -> Lot: ...
+
+    async def take(self) -> Lease | None:
+        """What to do next: the request with the oldest deadline of all lanes that are due.
+
+        Also one whose deadline is over, for somebody has to say so; None: nothing.
+        """
+        ...
 
 
 class UpstreamRequest(json.Struct, frozen=True):
@@ -439,6 +500,10 @@ class Reply(Protocol):
         ...
 
     async def finish(self, note: bytes) -> None: ...
+
+    def accepted(self, headers: Mapping[str, str], body: bytes) -> None:
+        """Instead of all that: 202, it is answered later."""
+        ...
 
 
 class Listener(Protocol):

@@ -54,10 +54,13 @@ class Principal:
             issuer and user.
         user: whom a token was made out to; None: the caller's word counts.
         chains: the names it may call, in order of the file; None: all.
-        rights: of cache, skip, target, trace.
+        tier: whose rights and share of the parked requests it has; None: of no tier.
+        own_tier: of a token, the tier it has beside its team's; None: none.
+        rights: of cache, park, skip, target, trace.
         accounts: the key's and the team's limits.
         default_max_tokens: the output bound of callers who state none.
         wait: seconds a request may wait for a slot; 0: refused at once.
+        parks: whether a request that finds no room is answered later, unasked.
         sub_limits: what users and sessions of it have at most; None: nothing of their own.
         budgets: the key's and the team's.
     """
@@ -66,12 +69,15 @@ class Principal:
     team: str | None = None
     user: str | None = None
     role: Role = "client"
+    tier: str | None = None
+    own_tier: str | None = None
     chains: tuple[str, ...] | None = None
     rights: frozenset[str] = frozenset()
     accounts: tuple[Account, ...] = ()
     default_max_tokens: int | None = None
     priority: Priority = "normal"
     wait: float = 0.0
+    parks: bool = False
     sub_limits: SubLimits | None = None
     budgets: tuple[Allowance, ...] = ()
     told: tuple[Account, ...] = field(init=False)  # those whose headroom answers tell
@@ -85,5 +91,7 @@ class Principal:
         object.__setattr__(self, "budgeted", bool(self.budgets or of_others))
 
 
-LOCAL = Principal("local", role="agent", rights=frozenset({"cache", "skip", "target", "trace"}))
+LOCAL = Principal(
+    "local", role="agent", rights=frozenset({"cache", "park", "skip", "target", "trace"})
+)
 """Every caller of a gateway without keys, which therefore listens on loopback only."""

@@ -33,6 +33,7 @@ class Hints:
     idempotency_key: str | None = None
     detach: bool = False  # the call goes on when its caller has left
     cache: Literal["off", "refresh"] | float | None = None  # a number: seconds
+    park: bool = False  # rather answered later than refused because all is full
 
     @property
     def plain(self) -> bool:

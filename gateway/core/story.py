@@ -63,6 +63,8 @@ def _tell(exchange: Exchange, now: float, config: str) -> dict[str, Any]:
         told |= _recalled(exchange.recalled)
     if exchange.detached:
         told["detached"] = True
+    if exchange.parked is not None:
+        told["parked"] = exchange.parked
     if exchange.finish_reason is not None:
         told["finish_reason"] = exchange.finish_reason
     if exchange.error is not None:

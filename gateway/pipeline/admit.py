@@ -14,6 +14,7 @@ from gateway.pipeline.estimate import Outputs, caller_demands, target_demands
 from gateway.pipeline.plan import DEFAULT_OUTPUT, Planner
 from gateway.pipeline.queue import CALLER, Queue
 
+PASSING = frozenset({Cause.NO_HEADROOM, Cause.THROTTLED, Cause.BREAKER_OPEN})  # with time alone
 WHAT = {"rpm": "requests per minute", "tpm": "tokens per minute", "concurrency": "requests at once"}
 
 
@@ -61,9 +62,24 @@ class Admit:
         exchange.headroom = taken.headroom
         return taken
 
+    def room_in(self, facts: Facts) -> float:
+        """Seconds until there is room for a request; 0: now, or only asking tells. Looks only.
+
+        Of money there is nothing to wait for: to ask tells.
+        """
+        plan = self.plan(facts)
+        if (ahead := self._ahead(facts, plan)) is not None:
+            return ahead.wait
+        if not plan.tries:
+            openings = [skip.until for skip in plan.skipped if skip.cause in PASSING and skip.until]
+            if openings:
+                return min(openings) - self.clock.monotonic()
+        demands = self._demands(facts, plan)
+        return self.limiter.wait([one for one in demands if one.account.kind != "budget"])
+
     def over(self, exchange: Exchange) -> None:
         """A request has ended: its time is what others have to reckon with in line."""
-        if exchange.reservation is not None and exchange.finished:
+        if exchange.reservation is not None and exchange.finished and exchange.status == 200:
             self.queue.served(exchange.chain_name, exchange.ended - exchange.planned)
 
     def _ahead(self, facts: Facts, plan: Plan) -> Refusal | None:

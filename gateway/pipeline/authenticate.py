@@ -2,6 +2,7 @@
 
 from gateway.clock import Clock
 from gateway.core.audit import Act
+from gateway.core.parked import Whose
 from gateway.core.ports import Audit, Call, Keys
 from gateway.core.principal import Principal
 from gateway.errors import RateLimited, Unauthenticated
@@ -51,6 +52,11 @@ class Authenticate:
             )
         self._audit.note(failed_login(call, "invalid_api_key"))
         raise Unauthenticated("This API key is not valid: unknown, expired or revoked.")
+
+    async def again(self, whose: Whose) -> Principal | None:
+        """Who parked a request, as he stands now; None: he would not be let in any more."""
+        keys = self._keys if whose.user is None else self._tokens
+        return None if keys is None else await keys.again(whose)
 
     async def _signed(self, tokens: Keys, call: Call) -> Principal:
         """Whom a token names. One that an issuer of ours did sign is no guess: not counted."""

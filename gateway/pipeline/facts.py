@@ -136,6 +136,7 @@ def _rights(hints: Hints, principal: Principal) -> None:
         ("x-gateway-fallback", not hints.fallback, "skip"),
         ("x-gateway-trace", hints.trace, "trace"),
         ("x-gateway-cache", hints.cache not in {None, "off"}, "cache"),
+        ("x-gateway-park", hints.park, "park"),
     )
     for header, used, right in asked:
         if used and right not in principal.rights:

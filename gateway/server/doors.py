@@ -121,6 +121,23 @@ class Admin(Protocol):
         ...
 
 
+class Parked(Protocol):
+    """What a caller parked: status, body and headers to answer with.
+
+    Raises:
+        gateway.errors.NotFound: there is none, or it is another caller's.
+        gateway.errors.Overloaded: the store cannot be used.
+    """
+
+    async def look(
+        self, principal: Principal, hints: Hints, id: str
+    ) -> tuple[int, bytes, Mapping[str, str]]: ...
+
+    async def drop(
+        self, principal: Principal, hints: Hints, id: str
+    ) -> tuple[int, bytes, Mapping[str, str]]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Doors:
     """Everything behind the edge.
@@ -131,6 +148,7 @@ class Doors:
         usage: what a caller spent and what it has left, of itself alone.
         authenticate: who calls; raises a GatewayError.
         end: end the call under an Idempotency-Key of the caller's; None: there is none.
+        parked: requests that are answered later, of one caller.
         heard: told of requests the road never saw.
         ready: whether traffic may come, and the details for `/readyz`.
         admin: the admin port's other side.
@@ -143,6 +161,7 @@ class Doors:
     usage: Callable[[Principal], Awaitable[Mapping[str, Any]]]
     authenticate: Callable[[Call], Awaitable[Principal]]
     end: Callable[[Principal, Hints, str], Awaitable[Ending | None]]
+    parked: Parked
     heard: Callable[[Event], None]
     ready: Callable[[], tuple[bool, Mapping[str, Any]]]
     admin: Admin

@@ -1,6 +1,7 @@
 """The public port: to the road with a request that is well formed, or to what needs no road."""
 
 import asyncio
+from collections.abc import Mapping
 
 from gateway.clock import Clock
 from gateway.core.attempt import Exchange
@@ -78,14 +79,20 @@ class Edge(Desk):
                 raise self.table.missing(message.method, message.path)
             if not route.admits(principal.role):
                 raise route.refused(principal.role)
-            if route.handler == "end":
+            headers: Mapping[str, str] = {}
+            answer = 200
+            if route.handler == "parked":
+                answer, body, headers = await doors.parked.look(principal, call.hints, name)
+            elif route.handler == "drop":
+                answer, body, headers = await doors.parked.drop(principal, call.hints, name)
+            elif route.handler == "end":
                 body = await _end(doors, principal, call.hints, name)
             elif route.handler == "usage":
                 body = json.dumps(await doors.usage(principal))
             else:
                 body = _models(doors, principal, route, name)
-            reply.whole(200, body)
-            status = 200
+            reply.whole(answer, body, headers)
+            status = answer
         except GatewayError as failure:
             status, error = failure.status, failure
             raise

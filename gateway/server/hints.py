@@ -258,5 +258,6 @@ READERS: dict[bytes, Read] = {
         ),
         ("x-gateway-detach", "detach", _word(_1=True), "1"),
         ("x-gateway-cache", "cache", _cache, "off, refresh, or a duration such as 5m"),
+        ("x-gateway-park", "park", _word(allow=True), "allow"),
     )
 }

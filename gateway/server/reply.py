@@ -110,6 +110,9 @@ class Outgoing:
         )
         self.whole(200, body, self._headers, voice.content_type)
 
+    def accepted(self, headers: Mapping[str, str], body: bytes) -> None:
+        self.whole(202, body, headers)
+
     # --- the edge's
 
     def whole(

@@ -55,6 +55,8 @@ PUBLIC: tuple[Route, ...] = (
     *_everywhere("GET", "/models", "models", "_other"),
     *_everywhere("GET", "/models/{id...}", "model", "_other"),
     *_everywhere("DELETE", "/requests/{key...}", "end", "_other"),
+    *_everywhere("GET", "/parked/{id}", "parked", "_other"),
+    *_everywhere("DELETE", "/parked/{id}", "drop", "_other"),
     *_everywhere("GET", "/usage", "usage", "_other"),
     Route("POST", "/openai/deployments/{model}/chat/completions", "client", "chat", "chat"),
     Route("POST", "/openai/deployments/{model}/embeddings", "client", "embeddings", "embeddings"),

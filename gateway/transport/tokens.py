@@ -18,6 +18,7 @@ from jwt.exceptions import InvalidSubjectError
 
 from gateway.clock import Clock
 from gateway.core.budget import allowances
+from gateway.core.parked import Whose
 from gateway.core.principal import Credential, Principal, Role
 from gateway.core.snapshot import Issuer, Snapshot
 from gateway.core.target import Account
@@ -90,6 +91,17 @@ class Tokens:
         principal = _principal(issuer, claims, self._snapshot)
         self._remember(credential.digest, principal, ends)
         return principal
+
+    async def again(self, whose: Whose) -> Principal | None:
+        """See `gateway.core.ports.Keys`. A token may be over by now: it was good when it asked."""
+        user, teams, tiers = whose.user, self._snapshot.teams, self._snapshot.tiers
+        if user is None or whose.key_id.removesuffix(f"#{user}") not in self._issuers:
+            return None
+        if whose.team is not None and whose.team not in teams:
+            return None
+        if whose.tier is not None and whose.tier not in tiers:
+            return None
+        return _made(whose, self._snapshot)
 
     async def _key(self, issuer: Issuer, claimed: _Claimed) -> Any | None:
         """The public key that may be used with the claimed algorithm, if the issuer has it."""
@@ -229,16 +241,23 @@ def _principal(issuer: Issuer, claims: Mapping[str, Any], snapshot: Snapshot) ->
         )
     team = _named("team", issuer.team_claim, claims, issuer.team, snapshot.teams)
     tier = _named("tier", issuer.tier_claim, claims, issuer.tier, snapshot.tiers)
-    shared = snapshot.teams[team].principal if team else Principal("")
-    grant = snapshot.tiers[tier] if tier else None
-    key_id = f"{issuer.issuer}#{user}"
+    whose = Whose(f"{issuer.issuer}#{user}", user, team, tier, _role(issuer, claims))
+    return _made(whose, snapshot)
+
+
+def _made(whose: Whose, snapshot: Snapshot) -> Principal:
+    """As a key of that team and that tier, both of which are in the file."""
+    key_id = whose.key_id
+    shared = snapshot.teams[whose.team].principal if whose.team else Principal("")
+    grant = snapshot.tiers[whose.tier] if whose.tier else None
     rows = grant.limits if grant else ()
     return replace(
         grant.principal if grant else shared,
         key_id=key_id,
-        team=team,
-        user=user,
-        role=_role(issuer, claims),
+        team=whose.team,
+        user=whose.user,
+        role=whose.role,
+        own_tier=whose.tier,
         chains=shared.chains,
         accounts=(
             *(

@@ -72,6 +72,11 @@ def raw(value: Any) -> Raw:
     return Raw(orjson.dumps(value))
 
 
+def encode(value: Struct) -> bytes:
+    """A Struct, with whatever is in it, such that `decode` gives the same again."""
+    return _encoder.encode(value)
+
+
 def decode(data: bytes | Raw, type: type[T]) -> T:
     """`data` as `type`, checked strictly.
 

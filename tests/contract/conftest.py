@@ -7,11 +7,13 @@ from typing import Protocol
 import pytest
 
 from gateway.clock import SystemClock
-from gateway.core.ports import Answers, Ledger, Limiter
+from gateway.core.ports import Answers, Ledger, Limiter, Parking
 from gateway.state.accounts import Book
+from gateway.state.embedded import parking
 from gateway.state.embedded.accounts import SqliteAccounts
 from gateway.state.embedded.answers import RENEW, EmbeddedAnswers
 from gateway.state.embedded.ledger import EmbeddedLedger
+from gateway.state.embedded.parking import EmbeddedParking
 from gateway.state.embedded.sqlite import Store
 from gateway.state.journal import Journal
 from gateway.state.redis.accounts import BUDGETS, RedisAccounts
@@ -340,3 +342,66 @@ async def books(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         shared = RedisBooks(tmp_path / "state", server)
         yield shared
         await shared.close()
+
+
+class Lots(Protocol):
+    """A store of parked requests, and workers that use it at the same time."""
+
+    clock: ManualClock
+
+    def worker(self) -> Parking:
+        """One more worker."""
+        ...
+
+    def kill(self, worker: Parking) -> None:
+        """It is never heard of again."""
+        ...
+
+    async def pass_(self, seconds: float) -> None:
+        """So much time passes; workers that live do what their owners have them do."""
+        ...
+
+    async def written(self) -> None:
+        """Whatever was handed over is in the store."""
+        ...
+
+
+class EmbeddedLots:
+    def __init__(self, folder: Path) -> None:
+        self.clock = ManualClock()
+        self._folder = folder
+        self._stores: list[Store] = []
+        self._workers: list[EmbeddedParking] = []
+
+    def worker(self) -> Parking:
+        store = Store(self._folder)
+        self._stores.append(store)
+        self._workers.append(EmbeddedParking(store, self.clock, lambda _: None))
+        return self._workers[-1]
+
+    def kill(self, worker: Parking) -> None:
+        self._workers = [one for one in self._workers if one is not worker]
+
+    async def pass_(self, seconds: float) -> None:
+        end = self.clock.monotonic() + seconds
+        while (left := end - self.clock.monotonic()) > 0:
+            self.clock.advance(min(parking.RENEW, left) if seconds < DAY / 2 else left)
+            for worker in self._workers:
+                await worker.renew()
+                await worker.look()
+                await worker.clean()
+
+    async def written(self) -> None:
+        for store in self._stores:
+            await store.run(lambda _: None)
+
+    async def close(self) -> None:
+        for store in self._stores:
+            await store.close()
+
+
+@pytest.fixture(params=["embedded"])
+async def lots(tmp_path: Path) -> AsyncIterator[Lots]:
+    found = EmbeddedLots(tmp_path / "state")
+    yield found
+    await found.close()

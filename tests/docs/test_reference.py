@@ -104,7 +104,7 @@ def spoken() -> set[str]:
     """The headers our source can put on an answer, but those HTTP itself needs."""
     found: set[str] = set()
     where = [*sorted((ROOT / "gateway/server").rglob("*.py")), ROOT / "gateway/errors.py",
-             ROOT / "gateway/pipeline/tell.py"]  # fmt: skip
+             ROOT / "gateway/pipeline/tell.py", ROOT / "gateway/pipeline/park.py"]  # fmt: skip
     for path in where:
         if path.name in {"hints.py", "credential.py", "incoming.py", "facts.py"}:
             continue
@@ -119,6 +119,8 @@ def spoken() -> set[str]:
                 found.add(name)
         if '"allow"' in text:
             found.add("allow")
+        if '"location"' in text:
+            found.add("location")
         if "cache-control" in text:
             found.add("cache-control")
     return found - {"x-api-key"}

@@ -110,6 +110,7 @@ def test_broad_excepts_stand_at_the_boundaries_only() -> None:
         "gateway/state/embedded/open.py",  # a background chore
         "gateway/pipeline/road.py",  # marks the request as our mistake, and raises on
         "gateway/pipeline/recall.py",  # the same, of a detached call
+        "gateway/pipeline/unpark.py",  # a parked request
         "gateway/app/house.py",  # a task of the process
         "gateway/telemetry/metrics.py",  # one figure of a scrape
     }

@@ -38,6 +38,8 @@ ELSEWHERE = {
     "gateway/state/backlog.py": "tests/unit/state/embedded/test_ledger.py",
     "gateway/state/redis/reports.py": "tests/contract/test_reports.py",
     "gateway/state/rows.py": "tests/unit/state/embedded/test_ledger.py",
+    "gateway/state/embedded/parking.py": "tests/contract/test_parking.py",
+    "gateway/pipeline/unpark.py": "tests/unit/pipeline/test_park.py",
     "gateway/server/admin.py": f"{SERVER}/test_admin_port.py",
     "gateway/server/asked.py": f"{SERVER}/test_admin_port.py",
     "gateway/server/connection.py": f"{SERVER}/test_connections.py",

@@ -18,8 +18,9 @@ from gateway.core.attempt import Attempt, Exchange, Line, Opening, StreamEvent
 from gateway.core.audit import Act, AuditLine
 from gateway.core.events import Event, RequestEnded
 from gateway.core.kept import Ending, Held, Kept, Owner
+from gateway.core.parked import Whose
 from gateway.core.plan import WELL, Facts, Standing, State
-from gateway.core.ports import UpstreamRequest, Voice
+from gateway.core.ports import Parking, UpstreamRequest, Voice
 from gateway.core.principal import LOCAL, Credential, Principal
 from gateway.core.request import NO_HINTS, Hints, Request
 from gateway.core.snapshot import Snapshot
@@ -31,6 +32,7 @@ from gateway.pipeline.attempt import Attempts, Panic
 from gateway.pipeline.authenticate import Authenticate
 from gateway.pipeline.detached import Detached
 from gateway.pipeline.estimate import Outputs, target_demands
+from gateway.pipeline.park import Park
 from gateway.pipeline.plan import Planner, Sources
 from gateway.pipeline.queue import Queue
 from gateway.pipeline.recall import Recall
@@ -451,6 +453,10 @@ class FakeKeys:
             raise self.refusal
         return self.principal if credential is not None else None
 
+    async def again(self, whose: Whose) -> Principal | None:
+        known = self.principal
+        return known if known is not None and known.key_id == whose.key_id else None
+
 
 @dataclass(slots=True)
 class _Row:
@@ -627,6 +633,7 @@ class FakeReply:
         self.headers: Mapping[str, str] | None = None
         self.events: list[StreamEvent] = []
         self.note: bytes | None = None
+        self.ticket: bytes | None = None  # of a request that is answered later
         self.expected = 0
         self.blocks: set[str] = set()
 
@@ -648,6 +655,10 @@ class FakeReply:
     async def finish(self, note: bytes) -> None:
         await self._maybe("finish")
         self.note = note
+
+    def accepted(self, headers: Mapping[str, str], body: bytes) -> None:
+        assert self.headers is None, "started before"
+        self.headers, self.ticket = headers, body
 
     async def _maybe(self, what: str) -> None:
         if what in self.blocks:
@@ -753,6 +764,7 @@ class World:
         )
         self.keys = FakeKeys(principal)
         self.authenticate = Authenticate(self.keys, clock, FakeAudit())
+        self.parking: Parking | None = None
         self._ids = 0
 
     def road(self, request: Request) -> Road:
@@ -766,6 +778,7 @@ class World:
             self.admit,
             self.attempts,
             self.settle,
+            park=Park(self.parking, self.clock, self.snapshot) if self.parking else None,
         )
 
     def begin(

@@ -1,5 +1,6 @@
 """The limiter with an owner that does the background work on a manual clock."""
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -42,6 +43,17 @@ class Inline:
 
     async def within(self, seconds: float, work: Callable[[sqlite3.Connection], T]) -> T:
         return work(self.db)
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        return work(self.db)
+
+    def hand(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        done = asyncio.get_running_loop().create_future()
+        try:
+            done.set_result(work(self.db))
+        except sqlite3.Error as error:
+            done.set_exception(error)
+        return done
 
 
 class Timed:

@@ -21,6 +21,7 @@ from gateway.core.keys import (
     MadeKey,
     StoredKey,
 )
+from gateway.core.parked import Whose
 from gateway.core.principal import LOCAL, Credential, Principal, Role
 from gateway.core.snapshot import Snapshot
 from gateway.core.target import Account, AccountKind
@@ -125,6 +126,7 @@ class EmbeddedKeys:
         self._seen = (-1, -1)  # SQLite's data_version, and our count of changes
         self._declared: dict[bytes, Entry] = {}
         self._made: dict[str, Entry] = {}
+        self._named: dict[str, Entry] = {}  # by the key's name
         self.keyless = snapshot.keyless
         self.use(snapshot)
 
@@ -142,6 +144,12 @@ class EmbeddedKeys:
         if (current or before) and now < entry.expires and entry is not NOBODY:
             return entry.principal
         return None
+
+    async def again(self, whose: Whose) -> Principal | None:
+        if self.keyless:
+            return LOCAL if whose.key_id == LOCAL.key_id else None
+        entry = self._named.get(whose.key_id)
+        return entry.principal if entry is not None and self._now() < entry.expires else None
 
     def stored(self) -> "list[tuple[StoredKey, Principal | None]]":
         """The keys of the store as last read, and whom each makes the caller; None: nobody."""
@@ -169,6 +177,8 @@ class EmbeddedKeys:
                     key.previous_until or 0.0,
                     _end(key.expires),
                 )
+        entries = (*self._made.values(), *self._declared.values())
+        self._named = {entry.principal.key_id: entry for entry in entries}
         self.keyless = snapshot.keyless and not snapshot.keys and not self._stored
 
     async def poll(self) -> None:

@@ -17,7 +17,7 @@ from gateway.core.events import Event, StateTrouble
 from gateway.core.ports import Books, Register
 from gateway.core.snapshot import Snapshot
 from gateway.state.claims import GLANCE
-from gateway.state.embedded import audit
+from gateway.state.embedded import audit, parking
 from gateway.state.embedded.accounts import SqliteAccounts
 from gateway.state.embedded.alerts import LOOK, SpendWatch
 from gateway.state.embedded.answers import RENEW, EmbeddedAnswers
@@ -27,6 +27,7 @@ from gateway.state.embedded.health import LocalHealth
 from gateway.state.embedded.keys import POLL, EmbeddedKeys
 from gateway.state.embedded.lease import Lease
 from gateway.state.embedded.ledger import CLEAN, SHIP, SYNC, TIDY, EmbeddedLedger
+from gateway.state.embedded.parking import EmbeddedParking
 from gateway.state.embedded.register import EmbeddedRegister
 from gateway.state.embedded.sqlite import FILE, Store, prepare
 from gateway.state.embedded.stories import WRITE, Stories
@@ -52,6 +53,7 @@ class EmbeddedState:
     stories: Stories
     watch: SpendWatch
     answers: OwnAnswers
+    parking: EmbeddedParking
     worker: str
     recovered: int
     wing: Wing | None = None
@@ -131,6 +133,7 @@ async def open_state(  # noqa: PLR0913 - each is somebody else's to give
             stories = Stories(store, snapshot.config, clock, heard)
             own = EmbeddedAnswers(store, clock, heard)
             answers: OwnAnswers = wing.answers(own) if wing else own
+            lots = EmbeddedParking(store, clock, heard)
             register = EmbeddedRegister(keys_store, keys, log, clock)
             state = EmbeddedState(
                 limiter,
@@ -143,6 +146,7 @@ async def open_state(  # noqa: PLR0913 - each is somebody else's to give
                 stories,
                 watch,
                 answers,
+                lots,
                 worker,
                 recovered,
                 wing,
@@ -155,6 +159,7 @@ async def open_state(  # noqa: PLR0913 - each is somebody else's to give
                     await accounts.tidy()
                     await watch.look_at_all()
                     await own.clean()
+                    await lots.clean()
                     await log.clean()
 
             async with _Chores(clock, heard) as chores:
@@ -168,6 +173,8 @@ async def open_state(  # noqa: PLR0913 - each is somebody else's to give
                 chores.every(LOOK, watch.look)
                 chores.every(RENEW, answers.renew)
                 chores.every(GLANCE, answers.look)
+                chores.every(parking.RENEW, lots.renew)
+                chores.every(parking.GLANCE, lots.look)
                 chores.every(audit.WRITE, log.write)
                 if wing:
                     chores.every(RENEW, own.renew)

@@ -21,7 +21,7 @@ from gateway.core.principal import LOCAL, Principal
 from gateway.core.request import Hints
 from gateway.core.snapshot import ServerSettings
 from gateway.core.target import Secret
-from gateway.errors import Unauthenticated
+from gateway.errors import NotFound, Unauthenticated
 from gateway.server.connection import Bounds
 from gateway.server.doors import Current, Doors
 from gateway.server.facades.chat import ChatFacade
@@ -205,6 +205,7 @@ class Gateway:
             usage=self.usage,
             authenticate=self.authenticate,
             end=self.end,
+            parked=self,
             heard=self.events.append,
             ready=lambda: self.ready,
             admin=self.admin,
@@ -214,6 +215,15 @@ class Gateway:
 
     async def end(self, principal: Principal, hints: Hints, key: str) -> Ending | None:
         return "kept" if key == "an/odd key" else None
+
+    async def look(
+        self, principal: Principal, hints: Hints, id: str
+    ) -> tuple[int, bytes, Mapping[str, str]]:
+        if id != "parked_1":
+            raise NotFound("There is no parked request of this id.")
+        return 202, b'{"id":"parked_1","status":"parked"}', {"retry-after": "2"}
+
+    drop = look
 
     async def authenticate(self, call: Call) -> Principal:
         if not self.keyed:

@@ -272,7 +272,7 @@ async def test_hints_reach_the_road_parsed():
     ("header", "value"),
     [
         ("x_gateway_deadline", "30"),
-        ("x_gateway_park", "allow"),
+        ("x_gateway_park", "yes"),
         ("x_gateway_trace", "yes"),
     ],
 )

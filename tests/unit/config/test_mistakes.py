@@ -639,8 +639,8 @@ keys:
         ["f:5:27 keys[0].expires — a date is expected, without quotes: 2026-12-31"],
     ),
     "rights": (
-        BASE + "tiers: {t: {may: [park]}}\n",
-        ["f:5:19 tiers.t.may[0] — can be: cache, skip, target, trace"],
+        BASE + "tiers: {t: {may: [admire]}}\n",
+        ["f:5:19 tiers.t.may[0] — can be: cache, park, skip, target, trace"],
     ),
     "cache": (
         HEAD + "chains: {d: {try: [p/m], cache: {join: false}}}\n",

@@ -85,7 +85,7 @@ def test_junk_is_refused_by_name(header, value):
     assert header in caught.value.message
 
 
-@pytest.mark.parametrize("header", ["X-Gateway-Park", "x-gateway-cache", "x-gateway-"])
+@pytest.mark.parametrize("header", ["X-Gateway-Parking", "x-gateway-cached", "x-gateway-"])
 def test_a_header_of_ours_that_nobody_reads_is_refused(header):
     with pytest.raises(InvalidRequest) as caught:
         read_head([(header.encode(), b"x")])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from gateway.core.events import Event
 from gateway.core.keys import read_key
+from gateway.core.parked import Whose
 from gateway.core.principal import Principal
 from gateway.core.snapshot import Grant, Issuer, Snapshot
 from gateway.core.target import Account
@@ -117,6 +118,19 @@ async def test_a_tier_gives_each_user_limits_of_its_own(desk):
     (mine,), (his,) = alice.accounts, bob.accounts
     assert (mine.scope, mine.kind, mine.limit, mine.burst) == ("key", "rpm", 20, 5)
     assert mine.id != his.id
+
+
+@pytest.mark.parametrize("tier", [None, "free"])
+async def test_who_parked_a_request_is_found_again_as_the_file_has_him_now(desk, tier):
+    desk.use(replace(desk.issuer, tier=tier))
+    alice = await desk.asks(desk.sign())
+    whose = Whose(alice.key_id, alice.user, alice.team, alice.own_tier, alice.role)
+    desk.clock.advance(2 * LIFE)  # the token is over, what it asked for is not
+    assert await desk.tokens.again(whose) == alice
+    assert await desk.tokens.again(whose._replace(team="gone")) is None
+    assert await desk.tokens.again(whose._replace(tier="gone")) is None
+    desk.use()
+    assert await desk.tokens.again(whose) is None
 
 
 async def test_users_of_two_issuers_are_two_callers(desk):

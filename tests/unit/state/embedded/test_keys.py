@@ -8,6 +8,7 @@ import pytest
 from gateway.core.budget import Budget, allowances
 from gateway.core.events import Event, StateTrouble
 from gateway.core.keys import KeyTaken, NoSuchKey, make_key, read_key
+from gateway.core.parked import Whose
 from gateway.core.principal import LOCAL, Credential, Principal
 from gateway.core.snapshot import DeclaredKey, Grant, Snapshot
 from gateway.core.target import Account, Chain
@@ -96,6 +97,34 @@ async def test_a_declared_key_ends_when_it_expires(tmp_path: Path) -> None:
     assert await hall.asks(made.secret.reveal())
     hall.clock.advance(10)
     assert await hall.asks(made.secret.reveal()) is None
+    await hall.store.close()
+
+
+async def test_who_parked_a_request_is_found_again_by_name_while_the_key_is_good(
+    tmp_path: Path,
+) -> None:
+    def whose(name: str) -> Whose:
+        return Whose(name, None, None, None, "client")
+
+    hall = Hall(tmp_path, snapshot())
+    expires = hall.clock.now() + 10
+    owner = Principal("demo")
+    hall.file.create("job", team="search")
+    await hall.keys.poll()
+    hall.keys.use(snapshot(DeclaredKey("demo", make_key().digest, owner, expires)))
+    assert await hall.keys.again(whose("demo")) is owner
+    job = await hall.keys.again(whose("job"))
+    assert job is not None
+    assert job.team == "search"
+    assert await hall.keys.again(whose("local")) is None
+    hall.clock.advance(10)
+    hall.file.revoke("job")
+    await hall.keys.poll()
+    assert await hall.keys.again(whose("demo")) is None
+    assert await hall.keys.again(whose("job")) is None
+    await hall.store.close()
+    hall = Hall(tmp_path / "open", snapshot(keyless=True))
+    assert await hall.keys.again(whose("local")) is LOCAL
     await hall.store.close()
 
 
