@@ -11,8 +11,9 @@ from gateway.errors import BudgetSpent, GatewayError, RateLimited
 from gateway.pipeline.budgets import demands as budget_demands
 from gateway.pipeline.budgets import spent
 from gateway.pipeline.estimate import Outputs, caller_demands, target_demands
+from gateway.pipeline.guard import ALL, Guard
 from gateway.pipeline.plan import DEFAULT_OUTPUT, Planner
-from gateway.pipeline.queue import CALLER, Queue
+from gateway.pipeline.queue import CALLER, Queue, rank_of
 
 WHAT = {"rpm": "requests per minute", "tpm": "tokens per minute", "concurrency": "requests at once"}
 
@@ -24,10 +25,17 @@ class Admit:
     queue: Queue
     plan: Planner
     clock: Clock
+    guard: Guard
 
     def at_once(self, exchange: Exchange) -> Reservation | None:
-        """What `__call__` does where nobody stands in line and nobody has to be asked."""
+        """What `__call__` does where nobody stands in line and nobody has to be asked.
+
+        Raises:
+            Overloaded: this process takes no requests of this priority for now.
+        """
         facts, plan = exchange.facts, exchange.plan
+        if self.guard.level < ALL and facts is not None and rank_of(facts) >= self.guard.level:
+            raise self.guard.refused()
         if facts is None or plan is None or self.queue.waiting or not plan.tries:
             return None
         demands = self._demands(facts, plan)

@@ -5,7 +5,7 @@ Source: gateway.md 5.6; self-clocked fair queueing, Golestani 1994.
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gateway.clock import Clock
@@ -23,6 +23,12 @@ HIGH_SHARE = 0.2  # of the places is kept for `high`
 KEY_SHARE = 0.5  # of the places is the most one key holds while others wait
 MEMORY = 0.1  # weight of the newest service time in the mean
 LOOK_AGAIN = 0.05  # seconds between looks at least
+PUSHED = "a request with more right to its place took it"
+
+
+def rank_of(facts: Facts) -> int:
+    """Of the class it is in: a caller's own, or a lower one it asks for."""
+    return RANK[facts.hints.priority or facts.principal.priority]
 
 
 @dataclass(slots=True, eq=False)
@@ -114,7 +120,7 @@ class Queue:
             RateLimited: `queue_full`: the line is full, or too long for this caller's patience.
         """
         patience = min(facts.principal.wait, facts.deadline.left(self._clock) - MIN_ATTEMPT)
-        rank = RANK[facts.hints.priority or facts.principal.priority]
+        rank = rank_of(facts)
         self._refuse_hopeless(facts, refusal, rank, patience)
         waiter = self._join(facts, refusal, rank, room_in)
         stop = self._clock.call_at(self._clock.monotonic() + patience, waiter.dismiss)
@@ -127,7 +133,9 @@ class Queue:
                     return taken
                 refusal = taken
                 self._stand_back(waiter, refusal)
-            raise self._full(facts, refusal, pushed=waiter.pushed_out)
+            self._leave(waiter)
+            why = PUSHED if waiter.pushed_out else f"the {patience:.3g} s it may wait are over"
+            raise self._full(facts, refusal, rank, why)
         finally:
             stop()
             self._leave(waiter)
@@ -175,9 +183,7 @@ class Queue:
         key_id = facts.principal.key_id
         size = int(facts.request.prompt * BYTES_A_TOKEN)
         self._make_room(facts, refusal, rank, size)
-        tokens = facts.request.prompt + (facts.request.max_output or 0) + 1
-        finish = max(self._virtual, self._finish.get(key_id, 0.0)) + tokens
-        self._finish[key_id] = finish
+        finish = self._finish[key_id] = self._finish_of(facts)
         self._order += 1
         waiter = _Waiter(
             key_id=key_id,
@@ -194,6 +200,11 @@ class Queue:
         self._bytes += size
         return waiter
 
+    def _finish_of(self, facts: Facts) -> float:
+        """The virtual moment at which its turn would be over."""
+        tokens = facts.request.prompt + (facts.request.max_output or 0) + 1
+        return max(self._virtual, self._finish.get(facts.principal.key_id, 0.0)) + tokens
+
     def _leave(self, waiter: _Waiter) -> None:
         if waiter in self._waiters:
             self._waiters.remove(waiter)
@@ -202,56 +213,64 @@ class Queue:
             self._finish.pop(waiter.key_id, None)
 
     def _make_room(self, facts: Facts, refusal: Refusal, rank: int, size: int) -> None:
-        """Full: somebody who has less right to the place goes, else the newcomer does."""
+        """Full: some who have less right to their places go, else the newcomer does."""
         length = self._length if rank == RANK["high"] else int(self._length * (1 - HIGH_SHARE))
         key_id = facts.principal.key_id
-        mine = sum(1 for waiter in self._waiters if waiter.key_id == key_id)
-        if mine < len(self._waiters) and mine + 1 > self._length * KEY_SHARE:
-            raise self._full(facts, refusal, pushed=False)
-        if size > self._room:
-            raise self._full(facts, refusal, pushed=False)
-        while len(self._waiters) + 1 > length or self._bytes + size > self._room:
-            goes = self._less_entitled(key_id, rank)
-            if goes is None:
-                raise self._full(facts, refusal, pushed=False)
-            goes.pushed_out = True
-            self._leave(goes)
-            goes.dismiss()
-
-    def _less_entitled(self, key_id: str, rank: int) -> _Waiter | None:
-        """The newest of a lower class; else of another key that holds more than its half."""
         held = Counter(waiter.key_id for waiter in self._waiters)
-        most = self._length * KEY_SHARE
-        lower = [waiter for waiter in self._waiters if waiter.rank > rank] or [
-            waiter
-            for waiter in self._waiters
-            if waiter.rank == rank and waiter.key_id != key_id and held[waiter.key_id] > most
-        ]
-        return max(lower, key=lambda waiter: waiter.order, default=None)
+        mine = held[key_id]
+        if mine < len(self._waiters) and mine + 1 > self._length * KEY_SHARE:
+            raise self._full(facts, refusal, rank, f"{mine} requests of this key wait already")
+        places = len(self._waiters) + 1 - length
+        size -= self._room - self._bytes
+        if places <= 0 and size <= 0:
+            return
+        going: list[_Waiter] = []
+        for waiter in self._less_entitled(key_id, rank, held):
+            going.append(waiter)
+            places -= 1
+            size -= waiter.size
+            if places <= 0 and size <= 0:
+                break
+        else:
+            raise self._full(facts, refusal, rank, f"{len(self._waiters)} requests wait already")
+        for waiter in going:
+            waiter.pushed_out = True
+            self._leave(waiter)
+            waiter.dismiss()
+
+    def _less_entitled(self, key_id: str, rank: int, held: Counter[str]) -> Iterator[_Waiter]:
+        """Of lower classes, the lowest and newest first; then of keys that hold over their half."""
+        newest = sorted(self._waiters, key=lambda w: (w.rank, w.order), reverse=True)
+        yield from (waiter for waiter in newest if waiter.rank > rank)
+        over = {key: n - int(self._length * KEY_SHARE) for key, n in held.items() if key != key_id}
+        for waiter in newest:
+            if waiter.rank == rank and over.get(waiter.key_id, 0) > 0:
+                over[waiter.key_id] -= 1
+                yield waiter
 
     def _refuse_hopeless(self, facts: Facts, refusal: Refusal, rank: int, patience: float) -> None:
         """On arrival: who would wait longer than he is willing to is told so at once."""
-        account = refusal.account
-        ahead = sum(1 for w in self._waiters if w.account.id == account.id and w.rank <= rank)
-        expected = refusal.wait
-        if account.kind == "concurrency":
-            mean = self._service.get(facts.chain.name, 0.0)
-            expected = (ahead + 1) / max(1, account.limit) * mean
+        expected = self._expected(facts, refusal, rank)
         if expected > patience:
-            raise self._full(facts, Refusal(account, expected), pushed=False)
+            why = f"its turn would come in {expected:.3g} s, and it may wait {patience:.3g} s"
+            raise self._full(facts, refusal, rank, why)
 
-    def _full(self, facts: Facts, refusal: Refusal, *, pushed: bool) -> RateLimited:
+    def _expected(self, facts: Facts, refusal: Refusal, rank: int) -> float:
+        """Seconds until it would be its turn, if it came now."""
         account = refusal.account
-        why = (
-            "a request with more right to it took its place in line"
-            if pushed
-            else f"{len(self._waiters)} wait already"
-        )
-        mean = self._service.get(facts.chain.name, 1.0)
-        wait = max(refusal.wait, (len(self._waiters) + 1) / max(1, account.limit) * mean)
+        if account.kind != "concurrency":
+            return refusal.wait
+        place = (rank, self._finish_of(facts), self._order + 1)
+        ahead = sum(1 for w in self._waiters if w.account.id == account.id and w.place < place)
+        mean = self._service.get(facts.chain.name, 0.0)
+        return (ahead + 1) / max(1, account.limit) * mean
+
+    def _full(self, facts: Facts, refusal: Refusal, rank: int, why: str) -> RateLimited:
+        account = refusal.account
+        wait = max(refusal.wait, self._expected(facts, refusal, rank), LOOK_AGAIN)
         return RateLimited(
             f"The limit of {account.limit:,} ({account.kind}, {account.scope} '{account.name}') is"
-            f" reached and waiting is of no use: {why}. Come back in {wait:.3g} s.",
+            f" reached, and this request can not wait in line: {why}. Come back in {wait:.3g} s.",
             code="queue_full",
             retry_after=wait,
             scope=account.scope,
