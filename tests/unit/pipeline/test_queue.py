@@ -112,6 +112,7 @@ async def test_one_key_holds_at_most_half_while_others_wait():
     await turns()
     assert isinstance(task.exception(), RateLimited)
     assert task.exception().code == "queue_full"
+    assert "5 requests of this key wait already" in task.exception().message
     assert room.queue.waiting == 6
     await room.end()
 
@@ -131,7 +132,7 @@ async def test_a_fifth_of_the_places_is_kept_for_high():
         await stood(room, f"n{n}", key=f"key{n}")
     late = room.stand("n8", key="key8")
     await turns()
-    assert isinstance(late.exception(), RateLimited)
+    assert "8 requests wait already" in late.exception().message
     await stood(room, "high", key="vip", priority="high")
     assert not room.tasks["high"].done()
     await room.end()
@@ -146,6 +147,26 @@ async def test_a_full_line_pushes_out_the_newest_of_a_lower_class():
     assert (pushed.code, pushed.status) == ("queue_full", 429)
     assert "more right" in pushed.message
     assert room.queue.waiting == 4
+    await room.end()
+
+
+async def test_of_lower_classes_the_lowest_goes_first():
+    room = Room(length=5)
+    for n, priority in enumerate(["low", "normal", "low", "normal", "high"]):
+        await stood(room, f"{priority}{n}", key=f"key{n}", priority=priority)
+    await stood(room, "late", key="late", priority="high")
+    assert [name for name, task in room.tasks.items() if task.done()] == ["low2"]
+    await room.end()
+
+
+async def test_nobody_is_pushed_out_for_one_who_does_not_fit_all_the_same():
+    room = Room(room=100)
+    await stood(room, "high", key="a", prompt=20, priority="high")
+    await stood(room, "low", key="b", prompt=5, priority="low")
+    late = room.stand("late", key="c", prompt=20, priority="normal")
+    await turns()
+    assert isinstance(late.exception(), RateLimited)
+    assert not room.tasks["low"].done()
     await room.end()
 
 
@@ -183,6 +204,19 @@ async def test_who_would_wait_too_long_is_refused_on_arrival():
     await room.end()
 
 
+async def test_only_those_are_ahead_who_would_be_served_before():
+    """Else one key with a long line of its own would keep all others out."""
+    room = Room(length=100)
+    room.queue.served("smart", 1.0)
+    await stood(room, *(f"greedy{n}" for n in range(20)), key="greedy", wait=60.0)
+    await stood(room, "other", key="other", wait=3.0)
+    assert not room.tasks["other"].done()
+    late = room.stand("greedy20", key="greedy", wait=3.0)
+    await turns()
+    assert "its turn would come in 22 s, and it may wait 3 s" in late.exception().message
+    await room.end()
+
+
 async def test_patience_ends_with_429():
     room = Room()
     task = room.stand("a", wait=5.0)
@@ -193,6 +227,8 @@ async def test_patience_ends_with_429():
     room.clock.advance(0.2)
     await turns()
     assert task.exception().code == "queue_full"
+    assert "the 5 s it may wait are over" in task.exception().message
+    assert room.queue.waiting == 0
     await room.end()
 
 
