@@ -178,7 +178,7 @@ class House:
             self._tasks = await stack.enter_async_context(_Tasks(self.heard))
             self._tasks.start(self.readiness.watch(lambda: self.snapshot, lambda: self.adapters))
             self._tasks.start(self._watch_file())
-            self._tasks.start(self._stand_guard(Machine()))
+            self._tasks.start(self._stand_guard(Machine(crew.count if crew else 1)))
             self._tasks.start(alarm.run())
             if crew is not None:
                 self._tasks.start(self._say_alive(crew))

@@ -15,13 +15,15 @@ class Machine:
 
     Memory is that of the tightest control group (v2 or v1) above this process, less the cache that
     can be dropped: who outgrows it is killed. Without such a limit it is this process's own
-    against the machine's: what others use up is not mended by turning callers away.
+    against its share of the machine's: what others use up is not mended by turning callers away.
 
     Args:
+        workers: processes of the gateway that share the machine.
         root: where /proc and /sys are.
     """
 
-    def __init__(self, root: Path = Path("/")) -> None:
+    def __init__(self, workers: int = 1, root: Path = Path("/")) -> None:
+        self._workers = workers
         self._proc = root / "proc"
         self._whole = self._installed()
         limits = [(_number(group.limit), group) for group in self._groups(root / "sys/fs/cgroup")]
@@ -41,7 +43,7 @@ class Machine:
         if not self._whole:
             return 0.0
         pages = _text(self._proc / "self/statm").split()
-        return int(pages[1]) * PAGE / self._whole if len(pages) > 1 else 0.0
+        return int(pages[1]) * PAGE * self._workers / self._whole if len(pages) > 1 else 0.0
 
     def _files(self) -> float:
         most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

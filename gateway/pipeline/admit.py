@@ -34,8 +34,8 @@ class Admit:
             Overloaded: this process takes no requests of this priority for now.
         """
         facts, plan = exchange.facts, exchange.plan
-        if self.guard.level < ALL and facts is not None and rank_of(facts) >= self.guard.level:
-            raise self.guard.refused()
+        if self.guard.level < ALL:
+            self._sheds(facts)
         if facts is None or plan is None or self.queue.waiting or not plan.tries:
             return None
         demands = self._demands(facts, plan)
@@ -51,12 +51,15 @@ class Admit:
         """Hold the accounts of the caller, and of the first target that has room.
 
         Raises:
+            Overloaded: as `at_once`.
             RateLimited: an account of the caller is full, or every usable target is.
             BudgetSpent: a budget does not allow it.
         """
         facts, plan = exchange.facts, exchange.plan
         if facts is None or plan is None:
             raise AssertionError("admit comes after plan")
+        if self.guard.level < ALL:
+            self._sheds(facts)
         try:
             taken = self._ahead(facts, plan) or await self._reserve(exchange, facts, plan)
             if isinstance(taken, Refusal):
@@ -73,6 +76,10 @@ class Admit:
         """A request has ended: its time is what others have to reckon with in line."""
         if exchange.reservation is not None and exchange.finished:
             self.queue.served(exchange.chain_name, exchange.ended - exchange.planned)
+
+    def _sheds(self, facts: Facts | None) -> None:
+        if facts is not None and rank_of(facts) >= self.guard.level:
+            raise self.guard.refused()
 
     def _ahead(self, facts: Facts, plan: Plan) -> Refusal | None:
         """Somebody already stands in line for what this request needs: no overtaking."""

@@ -4,6 +4,7 @@ Source: gateway.md 5.6; self-clocked fair queueing, Golestani 1994.
 """
 
 import asyncio
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,13 +32,15 @@ def rank_of(facts: Facts) -> int:
     return RANK[facts.hints.priority or facts.principal.priority]
 
 
+# Rank; the virtual moment its turn would be over if keys were served token by token; order.
+Place = tuple[int, float, int]
+
+
 @dataclass(slots=True, eq=False)
 class _Waiter:
     key_id: str
     chain: str
-    rank: int
-    finish: float  # virtual: when its turn would be over if keys were served token by token
-    order: int
+    place: Place
     size: int
     account: Account  # what was full when it last asked
     room_in: Callable[[], float]
@@ -45,10 +48,6 @@ class _Waiter:
     not_before: float = 0.0
     over: bool = False
     pushed_out: bool = False
-
-    @property
-    def place(self) -> tuple[int, float, int]:
-        return (self.rank, self.finish, self.order)
 
     def call(self) -> None:
         if not self.turn.done():
@@ -61,6 +60,14 @@ class _Waiter:
             self.turn.set_result(False)
 
 
+def _place(waiter: _Waiter) -> Place:
+    return waiter.place
+
+
+def _rank(waiter: _Waiter) -> int:
+    return waiter.place[0]
+
+
 class Queue:
     """Requests that wait on one worker. `length` requests and `room` bytes at most.
 
@@ -71,7 +78,8 @@ class Queue:
         self._clock = clock
         self._length = length
         self._room = room
-        self._waiters: list[_Waiter] = []
+        self._waiters: list[_Waiter] = []  # by place
+        self._held: Counter[str] = Counter()  # places, by key
         self._bytes = 0
         self._virtual = 0.0
         self._finish: dict[str, float] = {}  # of keys that have somebody waiting
@@ -129,7 +137,7 @@ class Queue:
             while await waiter.turn:
                 taken = await again()
                 if isinstance(taken, Reservation):
-                    self._virtual = max(self._virtual, waiter.finish)
+                    self._virtual = max(self._virtual, waiter.place[1])
                     return taken
                 refusal = taken
                 self._stand_back(waiter, refusal)
@@ -146,7 +154,7 @@ class Queue:
         now = self._clock.monotonic()
         soonest = float("inf")
         full: set[tuple[str, str, str]] = set()  # who has the same accounts has the same room
-        for waiter in sorted(self._waiters, key=lambda w: w.place):
+        for waiter in self._waiters:
             if waiter.turn.done():
                 return  # somebody is about to take it, and pumps when he has
             wanted = (waiter.chain, waiter.key_id, waiter.account.id)
@@ -183,41 +191,44 @@ class Queue:
         key_id = facts.principal.key_id
         size = int(facts.request.prompt * BYTES_A_TOKEN)
         self._make_room(facts, refusal, rank, size)
-        finish = self._finish[key_id] = self._finish_of(facts)
+        place = self._place_of(facts, rank)
+        self._finish[key_id] = place[1]
         self._order += 1
         waiter = _Waiter(
             key_id=key_id,
             chain=facts.chain.name,
-            rank=rank,
-            finish=finish,
-            order=self._order,
+            place=place,
             size=size,
             account=refusal.account,
             room_in=room_in,
             turn=asyncio.get_running_loop().create_future(),
         )
-        self._waiters.append(waiter)
+        insort(self._waiters, waiter, key=_place)
+        self._held[key_id] += 1
         self._bytes += size
         return waiter
 
-    def _finish_of(self, facts: Facts) -> float:
-        """The virtual moment at which its turn would be over."""
+    def _place_of(self, facts: Facts, rank: int) -> Place:
+        """Where it would stand if it came now."""
         tokens = facts.request.prompt + (facts.request.max_output or 0) + 1
-        return max(self._virtual, self._finish.get(facts.principal.key_id, 0.0)) + tokens
+        begin = max(self._virtual, self._finish.get(facts.principal.key_id, 0.0))
+        return rank, begin + tokens, self._order
 
     def _leave(self, waiter: _Waiter) -> None:
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
-            self._bytes -= waiter.size
-        if all(other.key_id != waiter.key_id for other in self._waiters):
-            self._finish.pop(waiter.key_id, None)
+        at = bisect_left(self._waiters, waiter.place, key=_place)
+        if at == len(self._waiters) or self._waiters[at] is not waiter:
+            return  # pushed out before
+        del self._waiters[at]
+        self._bytes -= waiter.size
+        self._held[waiter.key_id] -= 1
+        if not self._held[waiter.key_id]:
+            del self._held[waiter.key_id], self._finish[waiter.key_id]
 
     def _make_room(self, facts: Facts, refusal: Refusal, rank: int, size: int) -> None:
         """Full: some who have less right to their places go, else the newcomer does."""
         length = self._length if rank == RANK["high"] else int(self._length * (1 - HIGH_SHARE))
         key_id = facts.principal.key_id
-        held = Counter(waiter.key_id for waiter in self._waiters)
-        mine = held[key_id]
+        mine = self._held[key_id]
         if mine < len(self._waiters) and mine + 1 > self._length * KEY_SHARE:
             raise self._full(facts, refusal, rank, f"{mine} requests of this key wait already")
         places = len(self._waiters) + 1 - length
@@ -225,7 +236,7 @@ class Queue:
         if places <= 0 and size <= 0:
             return
         going: list[_Waiter] = []
-        for waiter in self._less_entitled(key_id, rank, held):
+        for waiter in self._less_entitled(key_id, rank):
             going.append(waiter)
             places -= 1
             size -= waiter.size
@@ -238,15 +249,16 @@ class Queue:
             self._leave(waiter)
             waiter.dismiss()
 
-    def _less_entitled(self, key_id: str, rank: int, held: Counter[str]) -> Iterator[_Waiter]:
+    def _less_entitled(self, key_id: str, rank: int) -> Iterator[_Waiter]:
         """Of lower classes, the lowest and newest first; then of keys that hold over their half."""
-        newest = sorted(self._waiters, key=lambda w: (w.rank, w.order), reverse=True)
-        yield from (waiter for waiter in newest if waiter.rank > rank)
-        over = {key: n - int(self._length * KEY_SHARE) for key, n in held.items() if key != key_id}
-        for waiter in newest:
-            if waiter.rank == rank and over.get(waiter.key_id, 0) > 0:
-                over[waiter.key_id] -= 1
-                yield waiter
+        waiters = self._waiters
+        lower = waiters[bisect_left(waiters, rank + 1, key=_rank) :]
+        yield from sorted(lower, key=lambda w: (w.place[0], w.place[2]), reverse=True)
+        half = int(self._length * KEY_SHARE)
+        for key, n in self._held.items():
+            if n > half and key != key_id:
+                theirs = [w for w in waiters if w.key_id == key and w.place[0] == rank]
+                yield from sorted(theirs, key=lambda w: w.place[2], reverse=True)[: n - half]
 
     def _refuse_hopeless(self, facts: Facts, refusal: Refusal, rank: int, patience: float) -> None:
         """On arrival: who would wait longer than he is willing to is told so at once."""
@@ -260,8 +272,9 @@ class Queue:
         account = refusal.account
         if account.kind != "concurrency":
             return refusal.wait
-        place = (rank, self._finish_of(facts), self._order + 1)
-        ahead = sum(1 for w in self._waiters if w.account.id == account.id and w.place < place)
+        before = bisect_left(self._waiters, self._place_of(facts, rank), key=_place)
+        name = account.id
+        ahead = sum([w.account.id == name for w in self._waiters[:before]])
         mean = self._service.get(facts.chain.name, 0.0)
         return (ahead + 1) / max(1, account.limit) * mean
 

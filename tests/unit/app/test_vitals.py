@@ -29,28 +29,29 @@ def second(root, path, limit, used, cache=0):
     write(root, f"sys/fs/cgroup{path}/memory.stat", f"anon 5\ninactive_file {cache}\n")
 
 
-def test_without_a_control_group_it_is_our_own_memory_against_the_machines(root):
-    assert Machine(root).vitals().memory == pytest.approx(0.5, abs=0.001)
+def test_without_a_control_group_it_is_our_own_memory_against_our_share_of_the_machines(root):
+    assert Machine(root=root).vitals().memory == pytest.approx(0.5, abs=0.001)
+    assert Machine(2, root=root).vitals().memory == pytest.approx(1.0, abs=0.001)
 
 
 @pytest.mark.parametrize("shown", ["0::/\n", "0::/kubepods/pod1\n", "0::/../../elsewhere\n"])
 def test_in_a_container_it_is_the_groups_whatever_path_is_shown(root, shown):
     write(root, "proc/self/cgroup", shown)
     second(root, "", 1000, 700)
-    assert Machine(root).vitals().memory == 0.7
+    assert Machine(root=root).vitals().memory == 0.7
 
 
 def test_the_tightest_group_counts_and_max_is_no_limit(root):
     write(root, "proc/self/cgroup", "0::/a/b\n")
     second(root, "/a", 1000, 900, cache=0)
     second(root, "/a/b", "max", 100)
-    assert Machine(root).vitals().memory == 0.9
+    assert Machine(root=root).vitals().memory == 0.9
 
 
 def test_cache_that_can_be_dropped_is_no_use(root):
     write(root, "proc/self/cgroup", "0::/a\n")
     second(root, "/a", 1000, 990, cache=600)
-    assert Machine(root).vitals().memory == 0.39
+    assert Machine(root=root).vitals().memory == 0.39
 
 
 def test_version_one_has_other_files(root):
@@ -59,21 +60,21 @@ def test_version_one_has_other_files(root):
     write(root, f"{folder}/memory.limit_in_bytes", "2000\n")
     write(root, f"{folder}/memory.usage_in_bytes", "1900\n")
     write(root, f"{folder}/memory.stat", "inactive_file 1\ntotal_inactive_file 900\n")
-    assert Machine(root).vitals().memory == 0.5
+    assert Machine(root=root).vitals().memory == 0.5
     write(root, f"{folder}/memory.limit_in_bytes", "9223372036854771712\n")
-    assert Machine(root).vitals().memory == pytest.approx(0.5, abs=0.001)  # the machine's
+    assert Machine(root=root).vitals().memory == pytest.approx(0.5, abs=0.001)  # the machine's
 
 
 def test_a_limit_that_is_raised_while_we_run_counts(root):
     write(root, "proc/self/cgroup", "0::/a\n")
     second(root, "/a", 1000, 800)
-    machine = Machine(root)
+    machine = Machine(root=root)
     second(root, "/a", 2000, 800)
     assert machine.vitals().memory == 0.4
 
 
 def test_a_system_that_tells_nothing_sheds_nobody(tmp_path):
-    machine = Machine(tmp_path)
+    machine = Machine(root=tmp_path)
     assert (machine.vitals().memory, machine.vitals().files) == (0.0, 0.0)
 
 

@@ -363,3 +363,29 @@ def test_nobody_waits_while_there_is_room_and_all_end(
         assert world.upstreams.open == 0
 
     asyncio.run(go())
+
+
+async def test_a_key_that_asks_fifty_times_as_much_harms_no_other():
+    """Four slots of 0.4 s serve ten a second: one key asks twice a second, another a hundred."""
+    gpt = make_target("gpt", accounts=(slots(4),))
+    world = World(make_chain(gpt), {"gpt": answers(delay=0.4)})
+    keys = {name: Principal(name, wait=1.0) for name in ("greedy", "modest")}
+    going = {"greedy": [], "modest": []}
+    for step in range(1000):
+        for key in ("greedy", "modest") if step % 50 == 49 else ("greedy",):
+            world.keys.principal = keys[key]
+            going[key].append(world.begin())
+            await turns(6)
+        world.clock.advance(0.01)
+        await turns(6)
+    told = {key: [await one.end() for one in ones] for key, ones in going.items()}
+    assert len(told["greedy"]) == 50 * len(told["modest"]) == 1000
+    assert [one.exchange.status for one in told["modest"]] == [200] * 20
+    solo = 0.4
+    assert max(one.exchange.ended - one.exchange.started for one in told["modest"]) <= 2 * solo
+    served = [one.exchange for one in told["greedy"] if one.exchange.status == 200]
+    assert 70 <= len(served) <= 90  # and no slot was idle: what is left over is the greedy one's
+    for one in told["modest"]:  # at most one of the greedy key's was served while it waited
+        mine = one.exchange
+        between = [e for e in served if mine.started < e.planned < mine.planned]
+        assert len(between) <= 1
