@@ -3,7 +3,8 @@
     .venv/bin/python bench/fairness.py [--seconds 30] [--rate 20] [--times 50]
 
 The modest key asks alone first, then beside the greedy one; both at fixed rates, whatever they are
-answered. The target has 20 slots of 100 ms; the modest key needs a tenth of them, the greedy one
+answered. The target has 20 slots; an answer takes 100 ms, of the greedy key between 50 and 150 ms, or
+all slots would come free at the same moment. The modest key needs a tenth of them, the greedy one
 would need five times as many as there are. Promised: the modest key succeeds in 99.9 % and its p95
 at most doubles. Upstream and load share a CPU, the gateway has the other.
 """
@@ -12,6 +13,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import random
 import shutil
 import statistics
 import sys
@@ -21,7 +23,9 @@ from dataclasses import dataclass, field
 
 from machine import OUT, ROOT, Process, Unable, busy, cpus, free_port, tree, used
 
-SLOTS, LATENCY = 20, 0.1
+SLOTS, GAP = 20, 0.002  # seconds a token of an answer
+TOKENS = {"modest": (50, 50), "greedy": (25, 75)}  # of an answer, from and to
+DICE = random.Random(1)
 KEYS = {name: f"sk-bench-{name}-0123456789abcdef0123456789abcdef" for name in ("modest", "greedy")}
 PATIENCE = 30.0
 
@@ -65,15 +69,18 @@ def configuration(port: int, upstream: int) -> str:
     )
 
 
-async def ask_at(rate: float, seconds: float, port: int, key: str, heard: Heard) -> None:
-    """So many a second, on connections of their own, none waiting for another."""
-    body = json.dumps(
-        {"model": "smart", "max_tokens": 5, "messages": [{"role": "user", "content": "hello"}]}
-    )
-    wire = (
+def wire(key: str, tokens: int) -> bytes:
+    hello = [{"role": "user", "content": "hello"}]
+    body = json.dumps({"model": "smart", "max_tokens": tokens, "messages": hello})
+    return (
         "POST /v1/chat/completions HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n"
         f"authorization: Bearer {key}\r\ncontent-length: {len(body)}\r\n\r\n{body}"
     ).encode()
+
+
+async def ask_at(rate: float, seconds: float, port: int, key: str, heard: Heard) -> None:
+    """So many a second, on connections of their own, none waiting for another."""
+    wires = [wire(KEYS[key], tokens) for tokens in range(TOKENS[key][0], TOKENS[key][1] + 1)]
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     loop = asyncio.get_running_loop()
 
@@ -81,7 +88,7 @@ async def ask_at(rate: float, seconds: float, port: int, key: str, heard: Heard)
         began = loop.time()
         reader, writer = idle.pop() if idle else await asyncio.open_connection("127.0.0.1", port)
         async with asyncio.timeout(PATIENCE):
-            writer.write(wire)
+            writer.write(DICE.choice(wires))
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
             length = head.partition(b"content-length: ")[2].partition(b"\r\n")[0]
             await reader.readexactly(int(length))
@@ -102,11 +109,11 @@ async def ask_at(rate: float, seconds: float, port: int, key: str, heard: Heard)
 
 async def play(port: int, rate: float, times: float, seconds: float) -> tuple[Heard, Heard, Heard]:
     solo, beside, greedy = Heard(), Heard(), Heard()
-    await ask_at(rate, 1, port, KEYS["modest"], Heard())
-    await ask_at(rate, seconds, port, KEYS["modest"], solo)
+    await ask_at(rate, 1, port, "modest", Heard())
+    await ask_at(rate, seconds, port, "modest", solo)
     async with asyncio.TaskGroup() as group:
-        group.create_task(ask_at(rate * times, seconds, port, KEYS["greedy"], greedy))
-        group.create_task(ask_at(rate, seconds, port, KEYS["modest"], beside))
+        group.create_task(ask_at(rate * times, seconds, port, "greedy", greedy))
+        group.create_task(ask_at(rate, seconds, port, "modest", beside))
     return solo, beside, greedy
 
 
@@ -123,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     port, upstream = free_port(), free_port()
     (folder / "gateway.yaml").write_text(configuration(port, upstream))
     python = sys.executable
-    wishes = ["--port", str(upstream), "--latency", str(LATENCY), "--tokens", "5"]
+    wishes = ["--port", str(upstream), "--gap", str(GAP), "--tokens", "100"]
     processes = [
         Process(
             [*load, python, "-m", "chaos.upstream", *wishes], folder / "upstream.log", cwd=ROOT
@@ -148,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             process.end()
     slower = beside.p(95) / solo.p(95)
     kept = beside.good >= 0.999 and slower <= 2
-    print(f"{asked.rate:g}/s and {asked.times:g} times as much, {SLOTS} slots of {LATENCY:g} s;"
+    print(f"{asked.rate:g}/s and {asked.times:g} times as much, {SLOTS} slots;"
           f" {said}")  # fmt: skip
     for name, heard in (("modest, alone", solo), ("modest, beside", beside), ("greedy", greedy)):
         print(f"{name:15}{heard.told()}")

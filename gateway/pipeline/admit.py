@@ -13,7 +13,7 @@ from gateway.pipeline.budgets import spent
 from gateway.pipeline.estimate import Outputs, caller_demands, target_demands
 from gateway.pipeline.guard import ALL, Guard
 from gateway.pipeline.plan import DEFAULT_OUTPUT, Planner
-from gateway.pipeline.queue import CALLER, Queue, rank_of
+from gateway.pipeline.queue import CALLER, Queue, Tries, rank_of
 
 WHAT = {"rpm": "requests per minute", "tpm": "tokens per minute", "concurrency": "requests at once"}
 
@@ -114,6 +114,17 @@ class Admit:
                 raise self._refused(exchange, facts, taken)
             return taken
 
+        def take() -> Reservation | None:
+            plan = self.plan(facts)
+            if not plan.tries:
+                return None
+            taken = self.limiter.try_reserve(facts.id, self._demands(facts, plan), facts.told)
+            if taken is not None:  # it is the exchange's from now on, whatever becomes of the wait
+                exchange.reservation = taken
+                exchange.plan = plan
+                exchange.held_for = plan.tries[0].target
+            return taken
+
         slots = [Demand(account, 1) for account in facts.accounts if account.kind == "concurrency"]
 
         def room_in() -> float:
@@ -125,7 +136,7 @@ class Admit:
 
         began = self.clock.monotonic()
         try:
-            return await self.queue.wait(facts, refusal, room_in, again)
+            return await self.queue.wait(facts, refusal, Tries(room_in, take, again))
         finally:
             exchange.waited = self.clock.monotonic() - began
 

@@ -36,6 +36,21 @@ def rank_of(facts: Facts) -> int:
 Place = tuple[int, float, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """How one request finds out whether it may go.
+
+    Args:
+        room_in: looks in how many seconds it would be admitted; 0 or less: now.
+        take: reserves, and keeps what it reserved, if nobody has to be asked for it.
+        again: reserves.
+    """
+
+    room_in: Callable[[], float]
+    take: Callable[[], Reservation | None]
+    again: Callable[[], Awaitable[Reservation | Refusal]]
+
+
 @dataclass(slots=True, eq=False)
 class _Waiter:
     key_id: str
@@ -43,8 +58,8 @@ class _Waiter:
     place: Place
     size: int
     account: Account  # what was full when it last asked
-    room_in: Callable[[], float]
-    turn: asyncio.Future[bool]  # True: try; False: the wait is over
+    tries: Tries
+    turn: asyncio.Future[Reservation | bool]  # it has it; True: ask; False: the wait is over
     not_before: float = 0.0
     over: bool = False
     pushed_out: bool = False
@@ -109,20 +124,13 @@ class Queue:
         mean = self._service.get(chain, seconds)
         self._service[chain] = mean + MEMORY * (seconds - mean)
 
-    async def wait(
-        self,
-        facts: Facts,
-        refusal: Refusal,
-        room_in: Callable[[], float],
-        again: Callable[[], Awaitable[Reservation | Refusal]],
-    ) -> Reservation:
-        """Stand in line until `again` reserves.
+    async def wait(self, facts: Facts, refusal: Refusal, tries: Tries) -> Reservation:
+        """Stand in line until one of the `tries` reserves.
 
         Args:
             facts: whose request, with what deadline.
             refusal: the account that is full.
-            room_in: looks in how many seconds it would be admitted; 0 or less: now.
-            again: tries.
+            tries: how to find out.
 
         Raises:
             RateLimited: `queue_full`: the line is full, or too long for this caller's patience.
@@ -130,12 +138,14 @@ class Queue:
         patience = min(facts.principal.wait, facts.deadline.left(self._clock) - MIN_ATTEMPT)
         rank = rank_of(facts)
         self._refuse_hopeless(facts, refusal, rank, patience)
-        waiter = self._join(facts, refusal, rank, room_in)
+        waiter = self._join(facts, refusal, rank, tries)
         stop = self._clock.call_at(self._clock.monotonic() + patience, waiter.dismiss)
         try:
             self.pump()
-            while await waiter.turn:
-                taken = await again()
+            while turn := await waiter.turn:
+                if isinstance(turn, Reservation):
+                    return turn
+                taken = await tries.again()
                 if isinstance(taken, Reservation):
                     self._virtual = max(self._virtual, waiter.place[1])
                     return taken
@@ -150,20 +160,29 @@ class Queue:
             self.pump()
 
     def pump(self) -> None:
-        """Room came back, or may have: wake the first in line whom it fits."""
+        """Room came back, or may have: it goes to the first in line whom it fits, at once.
+
+        A turn of the loop for each would leave slots empty where many come back together.
+        """
         now = self._clock.monotonic()
         soonest = float("inf")
         full: set[tuple[str, str, str]] = set()  # who has the same accounts has the same room
-        for waiter in self._waiters:
+        for waiter in tuple(self._waiters):
             if waiter.turn.done():
                 return  # somebody is about to take it, and pumps when he has
             wanted = (waiter.chain, waiter.key_id, waiter.account.id)
             if wanted in full:
                 continue
-            wait = max(waiter.not_before - now, waiter.room_in())
+            wait = max(waiter.not_before - now, waiter.tries.room_in())
             if wait <= 0:
-                waiter.call()
-                return
+                taken = waiter.tries.take()
+                if taken is None:
+                    waiter.call()
+                    return
+                self._virtual = max(self._virtual, waiter.place[1])
+                self._leave(waiter)
+                waiter.turn.set_result(taken)
+                continue
             full.add(wanted)
             soonest = min(soonest, wait)
         self._look_again(max(LOOK_AGAIN, soonest))
@@ -185,9 +204,7 @@ class Queue:
             waiter.turn.set_result(False)
         self.pump()
 
-    def _join(
-        self, facts: Facts, refusal: Refusal, rank: int, room_in: Callable[[], float]
-    ) -> _Waiter:
+    def _join(self, facts: Facts, refusal: Refusal, rank: int, tries: Tries) -> _Waiter:
         key_id = facts.principal.key_id
         size = int(facts.request.prompt * BYTES_A_TOKEN)
         self._make_room(facts, refusal, rank, size)
@@ -200,7 +217,7 @@ class Queue:
             place=place,
             size=size,
             account=refusal.account,
-            room_in=room_in,
+            tries=tries,
             turn=asyncio.get_running_loop().create_future(),
         )
         insort(self._waiters, waiter, key=_place)

@@ -11,7 +11,7 @@ from gateway.core.principal import Principal
 from gateway.core.request import Hints
 from gateway.core.target import Account
 from gateway.errors import RateLimited
-from gateway.pipeline.queue import LOOK_AGAIN, Queue
+from gateway.pipeline.queue import LOOK_AGAIN, Queue, Tries
 from tests.support.clock import ManualClock
 from tests.support.fakes import (
     World,
@@ -52,7 +52,8 @@ class Room:
             return Reservation(name, ())
 
         refusal = Refusal(self.account, 0.1)
-        waits = self.queue.wait(facts, refusal, lambda: 0.0 if self.free > 0 else 9.0, again)
+        tries = Tries(lambda: 0.0 if self.free > 0 else 9.0, lambda: None, again)
+        waits = self.queue.wait(facts, refusal, tries)
         task = self.tasks[name] = asyncio.get_running_loop().create_task(waits)
         return task
 
@@ -266,7 +267,8 @@ async def test_one_whose_time_ends_while_it_tries_does_not_wait_again():
         return Refusal(room.account, 0.1)
 
     facts = make_facts(CHAIN, principal=Principal("k", wait=5.0))
-    looks = room.queue.wait(facts, Refusal(room.account, 0.1), lambda: 0.0, again)
+    tries = Tries(lambda: 0.0, lambda: None, again)
+    looks = room.queue.wait(facts, Refusal(room.account, 0.1), tries)
     task = asyncio.get_running_loop().create_task(looks)
     await turns()
     room.clock.advance(6.0)
@@ -331,7 +333,7 @@ def test_nobody_waits_while_there_is_room_and_all_end(
             assert len(line) <= length
             if any(waiter.turn.done() for waiter in line):
                 return
-            if any(w.not_before <= now and w.room_in() <= 0 for w in line):
+            if any(w.not_before <= now and w.tries.room_in() <= 0 for w in line):
                 clock = world.clock
                 looks = [
                     when
@@ -389,3 +391,23 @@ async def test_a_key_that_asks_fifty_times_as_much_harms_no_other():
         mine = one.exchange
         between = [e for e in served if mine.started < e.planned < mine.planned]
         assert len(between) <= 1
+
+
+async def test_who_leaves_in_the_very_turn_it_is_given_a_slot_gives_it_back():
+    gpt = slots(1)
+    world = World(
+        make_chain(make_target("gpt", accounts=(gpt,))),
+        {"gpt": answers(delay=1.0)},
+        principal=Principal("k", wait=9.0),
+    )
+    first, second, third = (world.begin() for _ in range(3))
+    await turns()
+    assert world.queue.waiting == 2
+    world.clock.advance(1.0)
+    while world.queue.waiting == 2:
+        await turns(1)
+    assert world.held([gpt]) == 1
+    await second.leave()
+    assert [(await one.end()).exchange.status for one in (first, third)] == [200, 200]
+    assert second.reply.headers is None
+    assert world.held([gpt]) == 0
