@@ -3,8 +3,8 @@
     .venv/bin/python bench/fairness.py [--seconds 30] [--rate 20] [--times 50]
 
 The modest key asks alone first, then beside the greedy one; both at fixed rates, whatever they are
-answered. The target has 20 slots; an answer takes 100 ms, of the greedy key between 50 and 150 ms, or
-all slots would come free at the same moment. The modest key needs a tenth of them, the greedy one
+answered. The target has 20 slots; an answer takes 100 ms, of the greedy key between 60 and 140 ms,
+or all slots would come free at the same moment. The modest key needs a tenth of them, the greedy one
 would need five times as many as there are. Promised: the modest key succeeds in 99.9 % and its p95
 at most doubles. Upstream and load share a CPU, the gateway has the other.
 """
@@ -23,8 +23,8 @@ from dataclasses import dataclass, field
 
 from machine import OUT, ROOT, Process, Unable, busy, cpus, free_port, tree, used
 
-SLOTS, GAP = 20, 0.002  # seconds a token of an answer
-TOKENS = {"modest": (50, 50), "greedy": (25, 75)}  # of an answer, from and to
+SLOTS, GAP = 20, 0.02  # seconds a token of an answer
+TOKENS = {"modest": (5, 5), "greedy": (3, 7)}  # of an answer, from and to
 DICE = random.Random(1)
 KEYS = {name: f"sk-bench-{name}-0123456789abcdef0123456789abcdef" for name in ("modest", "greedy")}
 PATIENCE = 30.0
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     port, upstream = free_port(), free_port()
     (folder / "gateway.yaml").write_text(configuration(port, upstream))
     python = sys.executable
-    wishes = ["--port", str(upstream), "--gap", str(GAP), "--tokens", "100"]
+    wishes = ["--port", str(upstream), "--gap", str(GAP), "--tokens", "10"]
     processes = [
         Process(
             [*load, python, "-m", "chaos.upstream", *wishes], folder / "upstream.log", cwd=ROOT
