@@ -26,7 +26,7 @@ import signal
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
@@ -34,6 +34,7 @@ from chaos import faults
 from chaos.answers import Chat, Manner, Mistaken, chat_answer, embeddings, prompt_tokens
 from chaos.connection import Asked, Connection, Unreadable
 from chaos.faults import Answer, Fault, Step
+from chaos.strict import Allowed, Meter, Tally
 from gateway.clock import Clock, SystemClock
 from gateway.wire import json
 
@@ -73,6 +74,7 @@ class Call:
     finished: bool = False
     closed_by_client_after: float | None = None
     forgotten: bool = field(default=False, repr=False)  # `clear` came after it began
+    meter: Meter | None = field(default=None, repr=False)  # of a strict provider
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,8 @@ class _Provider:
     invoice: Invoice = field(default_factory=Invoice)
     in_flight: int = 0
     max_in_flight: int = 0
+    allowed: dict[str, Allowed] = field(default_factory=dict)  # by model
+    meters: dict[tuple[str, str], Meter] = field(default_factory=dict)  # by key and model
 
     def next(self) -> Fault | None:
         if self.script:
@@ -119,6 +123,16 @@ class _Provider:
         self.script.clear()
         self.manner = self.standing = self.times = None
         self.invoice, self.max_in_flight = Invoice(), self.in_flight
+        self.allowed, self.meters = {}, {}
+
+    def meter(self, key: str, model: str) -> Meter | None:
+        allowed = self.allowed.get(model)
+        if allowed is None:
+            return None
+        found = self.meters.get((key, model))
+        if found is None and len(self.meters) < KEEP_NAMES:
+            found = self.meters[key, model] = Meter(allowed)
+        return found
 
     @property
     def troubled(self) -> bool:
@@ -205,6 +219,15 @@ class Upstream:
     def manner(self, name: str, manner: Manner | None) -> None:
         """How `name` answers from now on; None: like all the others."""
         self._provider(name).manner = manner
+
+    def strict(self, name: str, allowed: Mapping[str, Allowed]) -> None:
+        """From now on `name` counts what each key asks of these models; it refuses nobody."""
+        provider = self._provider(name)
+        provider.allowed, provider.meters = dict(allowed), {}
+
+    def tallies(self, name: str) -> dict[tuple[str, str], Tally]:
+        """What a strict provider counted, by (`authorization` of the call, model); live objects."""
+        return {pair: meter.tally for pair, meter in self._provider(name).meters.items()}
 
     def calls(self, name: str | None = None) -> list[Call]:
         """The calls of `name` or of all, oldest first, those under way included; live objects."""
@@ -320,13 +343,15 @@ class Upstream:
         try:
             manner = provider.manner or self._manner
             try:
-                answer, prompt = self._composed(path, request.body, manner)
+                answer, prompt = self._composed(path, call, manner)
             except Mistaken as mistake:
                 fault, prompt = faults.bad_request(str(mistake)), 0
                 answer = Answer(_identity(manner), manner.latency, 0.0, 0.0, stream=False)
             return await self._play(connection, faults.perform(fault, answer), call, prompt)
         finally:
             call.ended = self._clock.monotonic()
+            if call.meter is not None:
+                call.meter.over()
             if connection.left:
                 call.closed_by_client_after = call.ended - started
             provider.in_flight -= 1
@@ -346,14 +371,15 @@ class Upstream:
             self._weight -= len(old.body) + 1024
             old.body, old.headers = b"", {}
 
-    def _composed(self, path: str, body: bytes, manner: Manner) -> tuple[Answer, int]:
+    def _composed(self, path: str, call: Call, manner: Manner) -> tuple[Answer, int]:
         """The well answer and its prompt tokens; raises Mistaken."""
         try:
-            asked = json.loads(body)
+            asked = json.loads(call.body)
         except json.JSONError:
             raise Mistaken("We could not parse the JSON body of your request.") from None
         if not isinstance(asked, dict):
             raise Mistaken("Invalid type for the body: expected an object.")
+        self._weigh(call, str(asked.get("model")))
         headers = _identity(manner)
         try:
             if path == "v1/embeddings":
@@ -365,6 +391,14 @@ class Upstream:
             raise
         except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
             raise Mistaken("A member of the body has the wrong shape.") from None
+
+    def _weigh(self, call: Call, model: str) -> None:
+        """A strict provider counts the call."""
+        provider = self._provider(call.name)
+        if provider.allowed:
+            call.meter = provider.meter(call.headers.get("authorization", ""), model)
+            if call.meter is not None:
+                call.meter.began(call.started)
 
     async def _play(
         self, connection: Connection, steps: Iterator[Step], call: Call, prompt: int
@@ -412,6 +446,8 @@ class Upstream:
         owed = Invoice(0, int(first), prompt if first else 0, tokens)
         call.prompt_tokens += owed.prompt_tokens
         call.completion_tokens += tokens
+        if call.meter is not None:
+            call.meter.used(self._clock.monotonic(), owed.prompt_tokens + tokens)
         self._provider(call.name).invoice += owed
 
     def _provider(self, name: str) -> _Provider:
@@ -581,6 +617,12 @@ class UpstreamThread:
 
     def manner(self, name: str, manner: Manner | None) -> None:
         self._do(lambda: self._upstream.manner(name, manner))
+
+    def strict(self, name: str, allowed: Mapping[str, Allowed]) -> None:
+        self._do(lambda: self._upstream.strict(name, allowed))
+
+    def tallies(self, name: str) -> dict[tuple[str, str], Tally]:
+        return self._do(lambda: self._upstream.tallies(name))
 
     def calls(self, name: str | None = None) -> list[Call]:
         return self._do(lambda: self._upstream.calls(name))

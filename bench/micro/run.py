@@ -44,6 +44,7 @@ from gateway.pipeline.authenticate import Authenticate
 from gateway.pipeline.detached import Detached
 from gateway.pipeline.estimate import Outputs, caller_demands, target_demands
 from gateway.pipeline.facts import gather
+from gateway.pipeline.guard import Guard
 from gateway.pipeline.plan import Planner, Sources
 from gateway.pipeline.queue import Queue
 from gateway.pipeline.recall import Recall
@@ -293,7 +294,7 @@ def _road(transport: Transport) -> Road:
         adapters, transport, limiter, journal, health, outputs, planner, settle, Panic(), CLOCK,
         SNAPSHOT,
     )  # type: ignore[arg-type]  # fmt: skip
-    admit = Admit(limiter, outputs, Queue(CLOCK, 256, 1 << 26), planner, CLOCK)
+    admit = Admit(limiter, outputs, Queue(CLOCK, 256, 1 << 26), planner, CLOCK, Guard())
     authenticate = Authenticate(Nobody(), CLOCK, Nobody())  # type: ignore[arg-type]
     answers = EmbeddedAnswers(Store(FOLDER), CLOCK, deaf)
     recall = Recall(answers, {}, Detached(CLOCK), admit, attempt, settle, CLOCK, SNAPSHOT)

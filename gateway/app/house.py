@@ -15,6 +15,7 @@ from gateway.app.readiness import Readiness
 from gateway.app.source import Source
 from gateway.app.state import StoreUnfit, open_rooms
 from gateway.app.usage import Usage
+from gateway.app.vitals import Machine
 from gateway.clock import Clock
 from gateway.config.load import Loaded
 from gateway.config.mistakes import ConfigError
@@ -30,6 +31,7 @@ from gateway.pipeline.authenticate import Authenticate
 from gateway.pipeline.detached import Detached
 from gateway.pipeline.estimate import Outputs, target_demands
 from gateway.pipeline.facts import allowed
+from gateway.pipeline.guard import EVERY, Guard
 from gateway.pipeline.park import Park
 from gateway.pipeline.plan import Planner, Sources
 from gateway.pipeline.queue import Queue
@@ -52,7 +54,6 @@ from gateway.transport.http import HttpTransport
 from gateway.transport.key_sets import KeySets
 
 LOOK = 2.0  # seconds between looks at the file: inotify misses a ConfigMap's symlinks
-LAG = 0.25  # seconds between looks at the event loop's lag
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ class House:
         self.flights: Flights = {}
         self.detached = Detached(clock)
         self.parked = Detached(clock)  # those of them that are being answered
+        self.guard = Guard()
         self.lag = 0.0
         self.problem = ""  # of the last reload
         self.over = asyncio.Event()  # the drain is done
@@ -191,7 +193,7 @@ class House:
             self._tasks = await stack.enter_async_context(_Tasks(self.heard))
             self._tasks.start(self.readiness.watch(lambda: self.snapshot, lambda: self.adapters))
             self._tasks.start(self._watch_file())
-            self._tasks.start(self._watch_lag())
+            self._tasks.start(self._stand_guard(Machine(crew.count if crew else 1)))
             self._tasks.start(alarm.run())
             self._tasks.start(self.unpark.run())
             if crew is not None:
@@ -330,6 +332,7 @@ class House:
         told = [f"breaker of {b.target} is {b.state}" for b in self.state.health.breakers()
                 if b.state != "closed"]  # fmt: skip
         told += self.state.troubles
+        told += self.guard.degraded()
         if self.problem:
             told.append("the configuration file has mistakes; the last good one is in force")
         return told
@@ -353,7 +356,7 @@ class House:
             clock,
             self.heard,
         )
-        admit = Admit(state.limiter, self.outputs, self.queue, plan, clock)
+        admit = Admit(state.limiter, self.outputs, self.queue, plan, clock, self.guard)
         attempt = Attempts(
             adapters,
             self.transport,
@@ -411,6 +414,7 @@ class House:
             heard=self.heard,
             ready=lambda: self.readiness.answer(self.snapshot),
             admin=Operator(self),
+            guard=self.guard,
             public_metrics=snapshot.public_metrics,
         )
 
@@ -457,11 +461,15 @@ class House:
             crew.tell("alive")
             await self.clock.sleep(ALIVE)
 
-    async def _watch_lag(self) -> None:
+    async def _stand_guard(self, machine: Machine) -> None:
+        now = asyncio.get_running_loop().time  # it is the loop that is measured, not the clock
         while True:
-            before = self.clock.monotonic()
-            await self.clock.sleep(LAG)
-            self.lag = max(0.0, self.clock.monotonic() - before - LAG)
+            before = now()
+            await self.clock.sleep(EVERY)
+            self.lag = max(0.0, now() - before - EVERY)
+            moved = self.guard.look(self.lag, machine.vitals())
+            if moved is not None:
+                self.heard(moved)
 
 
 class _Tasks:

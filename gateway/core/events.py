@@ -97,6 +97,22 @@ class StoreMoved:
     detail: str = ""
 
 
+Sheds = Literal["nobody", "low", "normal", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class GuardMoved:
+    """This process takes in less, or more again.
+
+    `sheds`: the highest class that is turned away; `crowded`: new connections are refused too;
+    `why` is for people, "" when all is well.
+    """
+
+    sheds: Sheds
+    crowded: bool
+    why: str
+
+
 @dataclass(frozen=True, slots=True)
 class SpendAlert:
     """A user of a key spent more on `day` (UTC) than `rule` allows for: told once a day.
@@ -136,6 +152,7 @@ Event = (
     | Lifecycle
     | StateTrouble
     | StoreMoved
+    | GuardMoved
     | SpendAlert
     | Audited
 )

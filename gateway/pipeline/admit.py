@@ -11,8 +11,9 @@ from gateway.errors import BudgetSpent, GatewayError, RateLimited
 from gateway.pipeline.budgets import demands as budget_demands
 from gateway.pipeline.budgets import spent
 from gateway.pipeline.estimate import Outputs, caller_demands, target_demands
+from gateway.pipeline.guard import ALL, Guard
 from gateway.pipeline.plan import DEFAULT_OUTPUT, Planner
-from gateway.pipeline.queue import CALLER, Queue
+from gateway.pipeline.queue import CALLER, Queue, Tries, rank_of
 
 PASSING = frozenset({Cause.NO_HEADROOM, Cause.THROTTLED, Cause.BREAKER_OPEN})  # with time alone
 WHAT = {"rpm": "requests per minute", "tpm": "tokens per minute", "concurrency": "requests at once"}
@@ -25,10 +26,17 @@ class Admit:
     queue: Queue
     plan: Planner
     clock: Clock
+    guard: Guard
 
     def at_once(self, exchange: Exchange) -> Reservation | None:
-        """What `__call__` does where nobody stands in line and nobody has to be asked."""
+        """What `__call__` does where nobody stands in line and nobody has to be asked.
+
+        Raises:
+            Overloaded: this process takes no requests of this priority for now.
+        """
         facts, plan = exchange.facts, exchange.plan
+        if self.guard.level < ALL:
+            self._sheds(facts)
         if facts is None or plan is None or self.queue.waiting or not plan.tries:
             return None
         demands = self._demands(facts, plan)
@@ -44,12 +52,15 @@ class Admit:
         """Hold the accounts of the caller, and of the first target that has room.
 
         Raises:
+            Overloaded: as `at_once`.
             RateLimited: an account of the caller is full, or every usable target is.
             BudgetSpent: a budget does not allow it.
         """
         facts, plan = exchange.facts, exchange.plan
         if facts is None or plan is None:
             raise AssertionError("admit comes after plan")
+        if self.guard.level < ALL:
+            self._sheds(facts)
         try:
             taken = self._ahead(facts, plan) or await self._reserve(exchange, facts, plan)
             if isinstance(taken, Refusal):
@@ -81,6 +92,10 @@ class Admit:
         """A request has ended: its time is what others have to reckon with in line."""
         if exchange.reservation is not None and exchange.finished and exchange.status == 200:
             self.queue.served(exchange.chain_name, exchange.ended - exchange.planned)
+
+    def _sheds(self, facts: Facts | None) -> None:
+        if facts is not None and rank_of(facts) >= self.guard.level:
+            raise self.guard.refused()
 
     def _ahead(self, facts: Facts, plan: Plan) -> Refusal | None:
         """Somebody already stands in line for what this request needs: no overtaking."""
@@ -115,6 +130,17 @@ class Admit:
                 raise self._refused(exchange, facts, taken)
             return taken
 
+        def take() -> Reservation | None:
+            plan = self.plan(facts)
+            if not plan.tries:
+                return None
+            taken = self.limiter.try_reserve(facts.id, self._demands(facts, plan), facts.told)
+            if taken is not None:  # it is the exchange's from now on, whatever becomes of the wait
+                exchange.reservation = taken
+                exchange.plan = plan
+                exchange.held_for = plan.tries[0].target
+            return taken
+
         slots = [Demand(account, 1) for account in facts.accounts if account.kind == "concurrency"]
 
         def room_in() -> float:
@@ -126,7 +152,7 @@ class Admit:
 
         began = self.clock.monotonic()
         try:
-            return await self.queue.wait(facts, refusal, room_in, again)
+            return await self.queue.wait(facts, refusal, Tries(room_in, take, again))
         finally:
             exchange.waited = self.clock.monotonic() - began
 

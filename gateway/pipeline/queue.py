@@ -4,8 +4,9 @@ Source: gateway.md 5.6; self-clocked fair queueing, Golestani 1994.
 """
 
 import asyncio
+from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gateway.clock import Clock
@@ -23,26 +24,45 @@ HIGH_SHARE = 0.2  # of the places is kept for `high`
 KEY_SHARE = 0.5  # of the places is the most one key holds while others wait
 MEMORY = 0.1  # weight of the newest service time in the mean
 LOOK_AGAIN = 0.05  # seconds between looks at least
+PUSHED = "a request with more right to its place took it"
+
+
+def rank_of(facts: Facts) -> int:
+    """Of the class it is in: a caller's own, or a lower one it asks for."""
+    return RANK[facts.hints.priority or facts.principal.priority]
+
+
+# Rank; the virtual moment its turn would be over if keys were served token by token; order.
+Place = tuple[int, float, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """How one request finds out whether it may go.
+
+    Args:
+        room_in: looks in how many seconds it would be admitted; 0 or less: now.
+        take: reserves, and keeps what it reserved, if nobody has to be asked for it.
+        again: reserves.
+    """
+
+    room_in: Callable[[], float]
+    take: Callable[[], Reservation | None]
+    again: Callable[[], Awaitable[Reservation | Refusal]]
 
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
     key_id: str
     chain: str
-    rank: int
-    finish: float  # virtual: when its turn would be over if keys were served token by token
-    order: int
+    place: Place
     size: int
     account: Account  # what was full when it last asked
-    room_in: Callable[[], float]
-    turn: asyncio.Future[bool]  # True: try; False: the wait is over
+    tries: Tries
+    turn: asyncio.Future[Reservation | bool]  # it has it; True: ask; False: the wait is over
     not_before: float = 0.0
     over: bool = False
     pushed_out: bool = False
-
-    @property
-    def place(self) -> tuple[int, float, int]:
-        return (self.rank, self.finish, self.order)
 
     def call(self) -> None:
         if not self.turn.done():
@@ -55,6 +75,14 @@ class _Waiter:
             self.turn.set_result(False)
 
 
+def _place(waiter: _Waiter) -> Place:
+    return waiter.place
+
+
+def _rank(waiter: _Waiter) -> int:
+    return waiter.place[0]
+
+
 class Queue:
     """Requests that wait on one worker. `length` requests and `room` bytes at most.
 
@@ -65,7 +93,8 @@ class Queue:
         self._clock = clock
         self._length = length
         self._room = room
-        self._waiters: list[_Waiter] = []
+        self._waiters: list[_Waiter] = []  # by place
+        self._held: Counter[str] = Counter()  # places, by key
         self._bytes = 0
         self._virtual = 0.0
         self._finish: dict[str, float] = {}  # of keys that have somebody waiting
@@ -95,59 +124,65 @@ class Queue:
         mean = self._service.get(chain, seconds)
         self._service[chain] = mean + MEMORY * (seconds - mean)
 
-    async def wait(
-        self,
-        facts: Facts,
-        refusal: Refusal,
-        room_in: Callable[[], float],
-        again: Callable[[], Awaitable[Reservation | Refusal]],
-    ) -> Reservation:
-        """Stand in line until `again` reserves.
+    async def wait(self, facts: Facts, refusal: Refusal, tries: Tries) -> Reservation:
+        """Stand in line until one of the `tries` reserves.
 
         Args:
             facts: whose request, with what deadline.
             refusal: the account that is full.
-            room_in: looks in how many seconds it would be admitted; 0 or less: now.
-            again: tries.
+            tries: how to find out.
 
         Raises:
             RateLimited: `queue_full`: the line is full, or too long for this caller's patience.
         """
         patience = min(facts.principal.wait, facts.deadline.left(self._clock) - MIN_ATTEMPT)
-        rank = RANK[facts.hints.priority or facts.principal.priority]
+        rank = rank_of(facts)
         self._refuse_hopeless(facts, refusal, rank, patience)
-        waiter = self._join(facts, refusal, rank, room_in)
+        waiter = self._join(facts, refusal, rank, tries)
         stop = self._clock.call_at(self._clock.monotonic() + patience, waiter.dismiss)
         try:
             self.pump()
-            while await waiter.turn:
-                taken = await again()
+            while turn := await waiter.turn:
+                if isinstance(turn, Reservation):
+                    return turn
+                taken = await tries.again()
                 if isinstance(taken, Reservation):
-                    self._virtual = max(self._virtual, waiter.finish)
+                    self._virtual = max(self._virtual, waiter.place[1])
                     return taken
                 refusal = taken
                 self._stand_back(waiter, refusal)
-            raise self._full(facts, refusal, pushed=waiter.pushed_out)
+            self._leave(waiter)
+            why = PUSHED if waiter.pushed_out else f"the {patience:.3g} s it may wait are over"
+            raise self._full(facts, refusal, rank, why)
         finally:
             stop()
             self._leave(waiter)
             self.pump()
 
     def pump(self) -> None:
-        """Room came back, or may have: wake the first in line whom it fits."""
+        """Room came back, or may have: it goes to the first in line whom it fits, at once.
+
+        A turn of the loop for each would leave slots empty where many come back together.
+        """
         now = self._clock.monotonic()
         soonest = float("inf")
         full: set[tuple[str, str, str]] = set()  # who has the same accounts has the same room
-        for waiter in sorted(self._waiters, key=lambda w: w.place):
+        for waiter in tuple(self._waiters):
             if waiter.turn.done():
                 return  # somebody is about to take it, and pumps when he has
             wanted = (waiter.chain, waiter.key_id, waiter.account.id)
             if wanted in full:
                 continue
-            wait = max(waiter.not_before - now, waiter.room_in())
+            wait = max(waiter.not_before - now, waiter.tries.room_in())
             if wait <= 0:
-                waiter.call()
-                return
+                taken = waiter.tries.take()
+                if taken is None:
+                    waiter.call()
+                    return
+                self._virtual = max(self._virtual, waiter.place[1])
+                self._leave(waiter)
+                waiter.turn.set_result(taken)
+                continue
             full.add(wanted)
             soonest = min(soonest, wait)
         self._look_again(max(LOOK_AGAIN, soonest))
@@ -169,89 +204,103 @@ class Queue:
             waiter.turn.set_result(False)
         self.pump()
 
-    def _join(
-        self, facts: Facts, refusal: Refusal, rank: int, room_in: Callable[[], float]
-    ) -> _Waiter:
+    def _join(self, facts: Facts, refusal: Refusal, rank: int, tries: Tries) -> _Waiter:
         key_id = facts.principal.key_id
         size = int(facts.request.prompt * BYTES_A_TOKEN)
         self._make_room(facts, refusal, rank, size)
-        tokens = facts.request.prompt + (facts.request.max_output or 0) + 1
-        finish = max(self._virtual, self._finish.get(key_id, 0.0)) + tokens
-        self._finish[key_id] = finish
+        place = self._place_of(facts, rank)
+        self._finish[key_id] = place[1]
         self._order += 1
         waiter = _Waiter(
             key_id=key_id,
             chain=facts.chain.name,
-            rank=rank,
-            finish=finish,
-            order=self._order,
+            place=place,
             size=size,
             account=refusal.account,
-            room_in=room_in,
+            tries=tries,
             turn=asyncio.get_running_loop().create_future(),
         )
-        self._waiters.append(waiter)
+        insort(self._waiters, waiter, key=_place)
+        self._held[key_id] += 1
         self._bytes += size
         return waiter
 
+    def _place_of(self, facts: Facts, rank: int) -> Place:
+        """Where it would stand if it came now."""
+        tokens = facts.request.prompt + (facts.request.max_output or 0) + 1
+        begin = max(self._virtual, self._finish.get(facts.principal.key_id, 0.0))
+        return rank, begin + tokens, self._order
+
     def _leave(self, waiter: _Waiter) -> None:
-        if waiter in self._waiters:
-            self._waiters.remove(waiter)
-            self._bytes -= waiter.size
-        if all(other.key_id != waiter.key_id for other in self._waiters):
-            self._finish.pop(waiter.key_id, None)
+        at = bisect_left(self._waiters, waiter.place, key=_place)
+        if at == len(self._waiters) or self._waiters[at] is not waiter:
+            return  # pushed out before
+        del self._waiters[at]
+        self._bytes -= waiter.size
+        self._held[waiter.key_id] -= 1
+        if not self._held[waiter.key_id]:
+            del self._held[waiter.key_id], self._finish[waiter.key_id]
 
     def _make_room(self, facts: Facts, refusal: Refusal, rank: int, size: int) -> None:
-        """Full: somebody who has less right to the place goes, else the newcomer does."""
+        """Full: some who have less right to their places go, else the newcomer does."""
         length = self._length if rank == RANK["high"] else int(self._length * (1 - HIGH_SHARE))
         key_id = facts.principal.key_id
-        mine = sum(1 for waiter in self._waiters if waiter.key_id == key_id)
+        mine = self._held[key_id]
         if mine < len(self._waiters) and mine + 1 > self._length * KEY_SHARE:
-            raise self._full(facts, refusal, pushed=False)
-        if size > self._room:
-            raise self._full(facts, refusal, pushed=False)
-        while len(self._waiters) + 1 > length or self._bytes + size > self._room:
-            goes = self._less_entitled(key_id, rank)
-            if goes is None:
-                raise self._full(facts, refusal, pushed=False)
-            goes.pushed_out = True
-            self._leave(goes)
-            goes.dismiss()
+            raise self._full(facts, refusal, rank, f"{mine} requests of this key wait already")
+        places = len(self._waiters) + 1 - length
+        size -= self._room - self._bytes
+        if places <= 0 and size <= 0:
+            return
+        going: list[_Waiter] = []
+        for waiter in self._less_entitled(key_id, rank):
+            going.append(waiter)
+            places -= 1
+            size -= waiter.size
+            if places <= 0 and size <= 0:
+                break
+        else:
+            raise self._full(facts, refusal, rank, f"{len(self._waiters)} requests wait already")
+        for waiter in going:
+            waiter.pushed_out = True
+            self._leave(waiter)
+            waiter.dismiss()
 
-    def _less_entitled(self, key_id: str, rank: int) -> _Waiter | None:
-        """The newest of a lower class; else of another key that holds more than its half."""
-        held = Counter(waiter.key_id for waiter in self._waiters)
-        most = self._length * KEY_SHARE
-        lower = [waiter for waiter in self._waiters if waiter.rank > rank] or [
-            waiter
-            for waiter in self._waiters
-            if waiter.rank == rank and waiter.key_id != key_id and held[waiter.key_id] > most
-        ]
-        return max(lower, key=lambda waiter: waiter.order, default=None)
+    def _less_entitled(self, key_id: str, rank: int) -> Iterator[_Waiter]:
+        """Of lower classes, the lowest and newest first; then of keys that hold over their half."""
+        waiters = self._waiters
+        lower = waiters[bisect_left(waiters, rank + 1, key=_rank) :]
+        yield from sorted(lower, key=lambda w: (w.place[0], w.place[2]), reverse=True)
+        half = int(self._length * KEY_SHARE)
+        for key, n in self._held.items():
+            if n > half and key != key_id:
+                theirs = [w for w in waiters if w.key_id == key and w.place[0] == rank]
+                yield from sorted(theirs, key=lambda w: w.place[2], reverse=True)[: n - half]
 
     def _refuse_hopeless(self, facts: Facts, refusal: Refusal, rank: int, patience: float) -> None:
         """On arrival: who would wait longer than he is willing to is told so at once."""
-        account = refusal.account
-        ahead = sum(1 for w in self._waiters if w.account.id == account.id and w.rank <= rank)
-        expected = refusal.wait
-        if account.kind == "concurrency":
-            mean = self._service.get(facts.chain.name, 0.0)
-            expected = (ahead + 1) / max(1, account.limit) * mean
+        expected = self._expected(facts, refusal, rank)
         if expected > patience:
-            raise self._full(facts, Refusal(account, expected), pushed=False)
+            why = f"its turn would come in {expected:.3g} s, and it may wait {patience:.3g} s"
+            raise self._full(facts, refusal, rank, why)
 
-    def _full(self, facts: Facts, refusal: Refusal, *, pushed: bool) -> RateLimited:
+    def _expected(self, facts: Facts, refusal: Refusal, rank: int) -> float:
+        """Seconds until it would be its turn, if it came now."""
         account = refusal.account
-        why = (
-            "a request with more right to it took its place in line"
-            if pushed
-            else f"{len(self._waiters)} wait already"
-        )
-        mean = self._service.get(facts.chain.name, 1.0)
-        wait = max(refusal.wait, (len(self._waiters) + 1) / max(1, account.limit) * mean)
+        if account.kind != "concurrency":
+            return refusal.wait
+        before = bisect_left(self._waiters, self._place_of(facts, rank), key=_place)
+        name = account.id
+        ahead = sum([w.account.id == name for w in self._waiters[:before]])
+        mean = self._service.get(facts.chain.name, 0.0)
+        return (ahead + 1) / max(1, account.limit) * mean
+
+    def _full(self, facts: Facts, refusal: Refusal, rank: int, why: str) -> RateLimited:
+        account = refusal.account
+        wait = max(refusal.wait, self._expected(facts, refusal, rank), LOOK_AGAIN)
         return RateLimited(
             f"The limit of {account.limit:,} ({account.kind}, {account.scope} '{account.name}') is"
-            f" reached and waiting is of no use: {why}. Come back in {wait:.3g} s.",
+            f" reached, and this request can not wait in line: {why}. Come back in {wait:.3g} s.",
             code="queue_full",
             retry_after=wait,
             scope=account.scope,

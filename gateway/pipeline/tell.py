@@ -5,7 +5,6 @@ and 8.
 """
 
 import math
-import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from gateway.errors import (
     UpstreamFailed,
     UpstreamTimedOut,
 )
+from gateway.pipeline.backoff import spread
 from gateway.pipeline.plan import MIN_ATTEMPT
 from gateway.wire import json
 
@@ -33,7 +33,6 @@ TIMED_OUT = frozenset({Cause.TIMEOUT, Cause.FIRST_TOKEN, Cause.STALLED, Cause.DE
 IMPOSSIBLE = frozenset({Cause.CONTEXT_LENGTH, Cause.UNABLE, Cause.EXCLUDED, Cause.TOO_DEAR})
 FULL = frozenset({Cause.RATE_LIMITED, Cause.THROTTLED, Cause.NO_HEADROOM})
 RESTING = frozenset({Cause.BREAKER_OPEN, Cause.KEY_ASIDE, Cause.OVERLOADED})
-RETRY_SPREAD = 0.25  # of a Retry-After, so that callers do not come back together
 RELAYED = frozenset({Cause.BAD_REQUEST, Cause.CONTEXT_LENGTH, Cause.CONTENT_POLICY, Cause.UNABLE})
 SHOWN_MESSAGE = 2048  # characters of an upstream's own message
 
@@ -102,7 +101,7 @@ def tell(error: GatewayError, exchange: Exchange, snapshot: Snapshot, clock: Clo
     exchange.status = error.status
     error.request_id = exchange.id
     if error.should_retry and error.retry_after is not None:
-        later = error.retry_after * random.uniform(1, 1 + RETRY_SPREAD)  # noqa: S311 - spreads load
+        later = spread(error.retry_after)
         error.retry_after = max(error.retry_after, min(later, RETRY_WORTH_WAITING))
     error.attempts = [_told(attempt) for attempt in exchange.attempts]
     exchange.ended = clock.monotonic()

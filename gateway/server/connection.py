@@ -19,6 +19,7 @@ from aiohttp.tcp_helpers import tcp_keepalive
 
 from gateway.clock import Clock
 from gateway.errors import GatewayError, InvalidRequest, Overloaded, SlowRequest
+from gateway.pipeline.backoff import spread
 from gateway.server.lane import LONGEST, MOST_HEADERS, Asked, Body, Payload, cut
 
 HELD_PIPELINED = 8  # requests parsed ahead of the one being answered
@@ -122,7 +123,13 @@ class Connection(BaseProtocol):
         tcp_keepalive(cast("asyncio.Transport", transport))
         if self._full:
             self._deaf = True
-            self._items.append(Overloaded("Too many connections are open.", retry_after=1.0))
+            self._items.append(
+                Overloaded(
+                    "This gateway process has too many connections or files open to take another"
+                    " connection. Come back in 1 s.",
+                    retry_after=spread(1.0),
+                )
+            )
             self._go()
             return
         self._arm(port.clock.monotonic() + port.bounds.head)

@@ -11,6 +11,7 @@ from gateway.core.keys import KeyTerms
 from gateway.core.ports import Call, Reply
 from gateway.core.principal import Principal
 from gateway.core.request import Hints
+from gateway.pipeline.guard import Guard
 from gateway.wire.admin import (
     AuditTold,
     ChangedKeyTold,
@@ -152,6 +153,7 @@ class Doors:
         heard: told of requests the road never saw.
         ready: whether traffic may come, and the details for `/readyz`.
         admin: the admin port's other side.
+        guard: whether this process takes any requests, and new connections.
         public_metrics: `/metrics` without a key.
     """
 
@@ -165,6 +167,7 @@ class Doors:
     heard: Callable[[Event], None]
     ready: Callable[[], tuple[bool, Mapping[str, Any]]]
     admin: Admin
+    guard: Guard
     public_metrics: bool = False
 
 

@@ -9,6 +9,8 @@ from gateway.core.principal import Principal
 from gateway.core.request import Hints
 from gateway.core.snapshot import ServerSettings
 from gateway.errors import GatewayError, NotFound, Overloaded
+from gateway.pipeline.backoff import spread
+from gateway.pipeline.guard import Guard
 from gateway.server.connection import Bounds
 from gateway.server.desk import BOUNDS, Desk
 from gateway.server.doors import Current, Doors
@@ -41,12 +43,8 @@ class Edge(Desk):
         call.api = route.api
         try:
             call.headed(head_of(message), name)
-            if self.in_flight >= self.settings.max_in_flight:
-                raise Overloaded(
-                    f"{self.in_flight} requests are being answered already, the most this"
-                    " gateway takes at once (server.max_in_flight).",
-                    retry_after=1.0,
-                )
+            if self.in_flight >= self.settings.max_in_flight or not doors.guard.level:
+                raise self._full(doors.guard)
         except GatewayError as error:
             self._tell(call, error.status, error)
             raise
@@ -55,6 +53,20 @@ class Edge(Desk):
             await (doors.chat if route.api == "chat" else doors.embeddings)(call, reply)
         finally:
             self.in_flight -= 1
+
+    def _full(self, guard: Guard) -> Overloaded:
+        """What a request hears before its body is read."""
+        if not guard.level:
+            refused = guard.refused()
+        else:
+            refused = Overloaded(
+                f"{self.in_flight} requests are being answered already, the most this"
+                " gateway takes at once (server.max_in_flight).",
+                retry_after=1.0,
+            )
+        if refused.retry_after is not None:
+            refused.retry_after = spread(refused.retry_after)
+        return refused
 
     async def _beside(
         self,
@@ -74,6 +86,8 @@ class Edge(Desk):
         principal: Principal | None = None
         try:
             call.headed(head_of(message))
+            if not doors.guard.level:
+                raise self._full(doors.guard)
             principal = await doors.authenticate(call)
             if route is None:
                 raise self.table.missing(message.method, message.path)

@@ -175,7 +175,12 @@ class Servers:
     def _accept(self, desk: Desk) -> Callable[[], Connection]:
         loop = asyncio.get_running_loop()
         most = _most_connections()
-        return lambda: Connection(desk, loop, full=len(desk.connections) >= most)
+
+        def accept() -> Connection:
+            crowded = desk is self.edge and desk.current.doors.guard.crowded
+            return Connection(desk, loop, full=crowded or len(desk.connections) >= most)
+
+        return accept
 
 
 def _most_connections() -> int:

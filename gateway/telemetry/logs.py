@@ -24,6 +24,7 @@ from gateway.core.events import (
     Audited,
     BreakerMoved,
     Event,
+    GuardMoved,
     KeyAside,
     Lifecycle,
     Reloaded,
@@ -276,6 +277,10 @@ def _other_line(event: Event) -> Line:
         case StoreMoved():
             told = {"event": "store", "level": "error" if event.lost else "info"}
             told |= {"backend": event.backend, "lost": event.lost, "detail": event.detail}
+        case GuardMoved():
+            well = event.sheds == "nobody" and not event.crowded
+            told = {"event": "guard", "level": "info" if well else "warning"}
+            told |= {"sheds": event.sheds, "crowded": event.crowded, "detail": event.why}
         case SpendAlert():
             told = {"event": "spend", "level": "warning", **event.told()}
         case Audited(line):

@@ -75,7 +75,8 @@ SHED = {
     "queue_timeout": "queue_timeout",
     "draining": "draining",
 }
-SHED_REASONS = ("concurrency", "queue_full", "queue_timeout", "draining")
+SHED_REASONS = ("concurrency", "queue_full", "queue_timeout", "draining", "guard")
+OVERLOADED = "process"  # the scope of what the guard turns away
 LIMIT_CODES = {
     "rpm_exceeded": "rpm",
     "tpm_exceeded": "tpm",
@@ -379,7 +380,7 @@ class Metrics(Collector):
             return
         code = error.code
         if code in SHED:
-            cell.shed[SHED[code]] += 1
+            cell.shed["guard" if error.scope == OVERLOADED else SHED[code]] += 1
         if code in LIMIT_CODES and error.scope in LIMIT_SCOPES:
             pair = (error.scope, LIMIT_CODES[code])
             self._rejections[pair] = self._rejections.get(pair, 0) + 1

@@ -5,7 +5,16 @@ import pytest
 from gateway.core.snapshot import ServerSettings
 from gateway.core.target import Chain, Retry
 from gateway.errors import RETRY_WORTH_WAITING
-from gateway.pipeline import answer, attempt, authenticate, estimate, plan, queue, tell
+from gateway.pipeline import (
+    answer,
+    attempt,
+    authenticate,
+    backoff,
+    estimate,
+    guard,
+    plan,
+    queue,
+)
 from gateway.server import crew, hints, workers
 from gateway.server.connection import Bounds
 from gateway.server.facades import chat, embeddings
@@ -37,6 +46,10 @@ PHRASES = {
         f"else {plan.DEFAULT_OUTPUT:,}",
         f"{authenticate.FAILURES_A_MINUTE} wrong keys in a minute",
         f"`true` up to {RETRY_WORTH_WAITING:.0f} s",
+        f"late by more than {guard.LAG_LOW * 1000:.0f} ms",
+        f"by more than {guard.LAG_NORMAL * 1000:.0f} ms",
+        f"more than {guard.MEMORY_LOW * 100:.0f} % of its memory",
+        f"more than {guard.MEMORY_ALL * 100:.0f} %",
     ),
     "ledger": (
         f"every {answer.CHECKPOINT_TOKENS} tokens or {answer.CHECKPOINT_SECONDS:.0f} seconds",
@@ -90,7 +103,11 @@ WORDS = [
     ("streams", "above 32 MiB", attempt.MAX_ANSWER == 32 * 1024 * 1024),
     ("limits", "A fifth of the places", queue.HIGH_SHARE == 0.2),
     ("limits", "one key holds at most half", queue.KEY_SHARE == 0.5),
-    ("limits", "Up to a quarter", tell.RETRY_SPREAD == 0.25),
+    ("limits", "Up to a quarter", backoff.RETRY_SPREAD == 0.25),
+    ("limits", "Four times a second", guard.EVERY == 0.25),
+    ("limits", "of the last ten seconds", guard.LAGS * guard.EVERY == 10),
+    ("limits", "only after two good seconds", guard.CALM * guard.EVERY == 2),
+    ("limits", "more than half of its file descriptors", guard.FILES == 0.5),
     ("ledger", "Ten times a second", ledger.SHIP == 0.1),
     ("ledger", "once a second", ledger.SYNC == 1.0),
     ("ledger", "Every 10 minutes", ledger.CLEAN == 600),

@@ -17,10 +17,13 @@ from chaos import faults
 from chaos.answers import Manner
 from chaos.upstream import UpstreamThread
 from gateway.clock import SystemClock
+from gateway.core.events import GuardMoved
+from gateway.pipeline.guard import ALL, EVERY
 from gateway.state.embedded.keys import KeyStore
 from tests.integration.rig import (
     HEAD,
     MESSAGES,
+    Ears,
     Gateway,
     Leaping,
     Line,
@@ -299,7 +302,8 @@ def test_too_many_requests_for_the_process_are_a_503_to_come_back_from(sim, tmp_
             assert (answer.status, answer.error["code"]) == (503, "overloaded")
             assert "server.max_in_flight" in answer.error["message"]
             assert answer.headers["x-should-retry"] == "true"
-            assert answer.headers["retry-after"] == "1"
+            assert answer.headers["retry-after"] == "2"
+            assert 1000 <= int(answer.headers["retry-after-ms"]) <= 1250
         assert call(gateway).status == 200
 
 
@@ -432,7 +436,7 @@ def test_who_waited_long_enough_is_told_the_queue_is_full(sim, tmp_path):
         began = time.monotonic()
         answer = call(gateway)
         assert 0.3 <= time.monotonic() - began <= 0.3 + SOON
-        judge_refusal(answer, "queue_full", "key", "concurrency", "waiting is of no use")
+        judge_refusal(answer, "queue_full", "key", "concurrency", "0.3 s it may wait are over")
         assert len(sim.calls()) == 1
         assert queued(gateway) == 0
 
@@ -616,3 +620,29 @@ def test_a_reload_keeps_what_was_counted_and_takes_the_new_limit(sim, tmp_path):
         gateway.path.write_text(gateway.path.read_text().replace("rpm: 3", "rpm: 4"))
         assert gateway.wait(gateway.house.reload()).problem == ""
         assert [call(gateway).status for _ in range(2)] == [200, 429]
+
+
+def test_a_process_that_cannot_keep_up_sheds_by_priority_and_says_so_everywhere(sim, tmp_path):
+    text = "tiers: {low: {priority: low}, high: {priority: high}}\nkeys:\n"
+    text += declared("l", "tier: low") + declared("h", "tier: high")
+    ears = Ears()
+    with house(sim, tmp_path, text, listeners=(ears,)) as gateway:
+        assert call(gateway, "l").status == 200
+
+        def struggle():
+            """Longer than between two looks, so that each time one of them comes late."""
+            gateway.do(lambda: time.sleep(1.5 * EVERY))
+            return gateway.house.guard.level < ALL
+
+        until(struggle)
+        refused = call(gateway, "l")
+        assert (refused.status, refused.error["code"]) == (503, "overloaded")
+        assert refused.error["scope"] == "process"
+        assert "event loop" in refused.error["message"]
+        assert refused.headers["x-should-retry"] == "true"
+        assert call(gateway, "h").status == 200
+        assert any("turned away" in one for one in gateway.house.degraded())
+        moved = [event for event in ears.events if isinstance(event, GuardMoved)]
+        assert moved[0].sheds in {"low", "normal"}
+        page = gateway.house.metrics.render().decode()
+        assert 'gateway_shed_total{chain="smart",reason="guard"} 1.0' in page

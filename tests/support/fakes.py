@@ -32,6 +32,7 @@ from gateway.pipeline.attempt import Attempts, Panic
 from gateway.pipeline.authenticate import Authenticate
 from gateway.pipeline.detached import Detached
 from gateway.pipeline.estimate import Outputs, target_demands
+from gateway.pipeline.guard import Guard
 from gateway.pipeline.park import Park
 from gateway.pipeline.plan import Planner, Sources
 from gateway.pipeline.queue import Queue
@@ -736,7 +737,8 @@ class World:
         )
         self.queue = Queue(clock, *queue)
         self.limiter.on_room(self.queue.pump)
-        self.admit = Admit(self.limiter, self.outputs, self.queue, self.plan, clock)
+        self.guard = Guard()
+        self.admit = Admit(self.limiter, self.outputs, self.queue, self.plan, clock, self.guard)
         self.attempts = Attempts(
             adapters,
             self.upstreams,

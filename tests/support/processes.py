@@ -118,6 +118,7 @@ class Nursery:
         *,
         fresh: bool = False,
         most: int | None = None,
+        pace: float = 1.0,
     ) -> Gateway:
         """`gateway ARGUMENTS`.
 
@@ -125,11 +126,12 @@ class Nursery:
             arguments: of the command line.
             log: what it says is added to this file.
             fresh: by way of exec and `python -m gateway`, slow as in life.
+            pace: seconds that pass for it in one of ours (not if `fresh`).
             most: bytes a file of this process may have: the nearest to a full disk.
         """
         log.touch()
         words = [str(one) for one in arguments]
-        order = {"start": words, "log": str(log), "fresh": fresh, "most": most}
+        order = {"start": words, "log": str(log), "fresh": fresh, "most": most, "pace": pace}
         return Gateway(self._tell(order)["pid"], log, self)
 
     def over(self, gateway: Gateway) -> bool:
@@ -150,8 +152,8 @@ class Nursery:
         return json.loads(line)
 
 
-def _nurse() -> list[str] | None:
-    """Fork when told to; in a child the arguments of its gateway, at the end None."""
+def _nurse() -> tuple[list[str], float] | None:
+    """Fork when told to; in a child its gateway's arguments and pace, at the end None."""
     import gc
 
     import gateway.cli.main
@@ -168,7 +170,7 @@ def _nurse() -> list[str] | None:
             pid = os.fork()
             if not pid:
                 _become(order)
-                return list(order["start"])
+                return list(order["start"]), order["pace"]
             children.add(pid)
             _say({"pid": pid})
         else:
@@ -211,9 +213,13 @@ def _say(answer: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    arguments = _nurse()
-    if arguments is not None:
+    born = _nurse()
+    if born is not None:
         from gateway.cli.main import main
+        from tests.support.clock import hasten
 
+        arguments, pace = born
+        if pace != 1.0:
+            hasten(pace)
         sys.argv = ["gateway", *arguments]
         main()

@@ -22,6 +22,7 @@ from gateway.core.request import Hints
 from gateway.core.snapshot import ServerSettings
 from gateway.core.target import Secret
 from gateway.errors import NotFound, Unauthenticated
+from gateway.pipeline.guard import Guard
 from gateway.server.connection import Bounds
 from gateway.server.doors import Current, Doors
 from gateway.server.facades.chat import ChatFacade
@@ -194,6 +195,7 @@ class Gateway:
         self.chat = FakeRoad(ChatFacade())
         self.embeddings = FakeRoad(EmbeddingsFacade())
         self.admin = FakeAdmin()
+        self.guard = Guard()
         self.events: list[Event] = []
         self.ready = (True, {"degraded": False})
         self.keyed = keyed
@@ -209,6 +211,7 @@ class Gateway:
             heard=self.events.append,
             ready=lambda: self.ready,
             admin=self.admin,
+            guard=self.guard,
         )
         self.current = Current(self.doors)
         self.chat.authenticate = self.embeddings.authenticate = self.authenticate

@@ -7,6 +7,7 @@ import pytest
 
 from gateway.core.request import Hints
 from gateway.errors import RateLimited
+from gateway.pipeline.guard import CALM, Vitals
 from gateway.server.connection import Bounds
 from tests.integration.server.rig import (
     KEY,
@@ -379,6 +380,37 @@ async def test_a_body_with_broken_chunks_is_400():
 # --- overload
 
 
+async def test_with_no_memory_left_all_but_health_is_503_before_its_body_is_read():
+    async with gateway(keyed=True) as g, dial(g.port) as line:
+        g.guard.look(0.0, Vitals(memory=0.97))
+        for message in (post(chat(), authorization=f"Bearer {KEY}"), get("/v1/models")):
+            answer = await line.ask(message)
+            assert (answer.status, answer.error["code"]) == (503, "overloaded")
+            assert "memory is at 97% of the limit" in answer.error["message"]
+            assert "all requests" in answer.error["message"]
+            assert 2000 <= int(answer.headers["retry-after-ms"]) <= 2500
+            assert answer.headers["x-should-retry"] == "true"
+        for path in ("/healthz", "/readyz"):
+            assert (await line.ask(get(path))).status == 200
+        assert not g.chat.calls
+        for _ in range(CALM):
+            g.guard.look(0.0, Vitals())
+        assert (await line.ask(post(chat(), authorization=f"Bearer {KEY}"))).status == 200
+
+
+async def test_out_of_files_new_connections_hear_503_and_old_ones_are_served():
+    async with gateway() as g, dial(g.port) as old:
+        await old.ask(get("/healthz"))
+        g.guard.look(0.0, Vitals(files=0.6))
+        async with dial(g.port) as new:
+            answer = await new.answer()
+        assert (answer.status, answer.error["code"]) == (503, "overloaded")
+        assert "too many connections or files" in answer.error["message"]
+        assert (await old.ask(post(chat()))).status == 200
+        async with dial(g.servers.admin_port) as operator:
+            assert (await operator.ask(get("/healthz"))).status == 200
+
+
 async def test_too_many_at_once_are_503_before_their_body_is_read():
     async with gateway(max_in_flight=1) as g, dial(g.port) as first, dial(g.port) as second:
         gate = asyncio.Event()
@@ -393,7 +425,8 @@ async def test_too_many_at_once_are_503_before_their_body_is_read():
             await asyncio.sleep(0.001)
         answer = await second.ask(post(chat()))
         assert (answer.status, answer.error["code"]) == (503, "overloaded")
-        assert answer.headers["retry-after"] == "1"
+        assert answer.headers["retry-after"] == "2"
+        assert 1000 <= int(answer.headers["retry-after-ms"]) <= 1250
         assert answer.headers["x-should-retry"] == "true"
         assert (await ask(g.port, get("/healthz"))).status == 200
         gate.set()

@@ -11,7 +11,7 @@ from gateway.core.principal import Principal
 from gateway.core.request import Hints
 from gateway.core.target import Account
 from gateway.errors import RateLimited
-from gateway.pipeline.queue import LOOK_AGAIN, Queue
+from gateway.pipeline.queue import LOOK_AGAIN, Queue, Tries
 from tests.support.clock import ManualClock
 from tests.support.fakes import (
     World,
@@ -52,7 +52,8 @@ class Room:
             return Reservation(name, ())
 
         refusal = Refusal(self.account, 0.1)
-        waits = self.queue.wait(facts, refusal, lambda: 0.0 if self.free > 0 else 9.0, again)
+        tries = Tries(lambda: 0.0 if self.free > 0 else 9.0, lambda: None, again)
+        waits = self.queue.wait(facts, refusal, tries)
         task = self.tasks[name] = asyncio.get_running_loop().create_task(waits)
         return task
 
@@ -112,6 +113,7 @@ async def test_one_key_holds_at_most_half_while_others_wait():
     await turns()
     assert isinstance(task.exception(), RateLimited)
     assert task.exception().code == "queue_full"
+    assert "5 requests of this key wait already" in task.exception().message
     assert room.queue.waiting == 6
     await room.end()
 
@@ -131,7 +133,7 @@ async def test_a_fifth_of_the_places_is_kept_for_high():
         await stood(room, f"n{n}", key=f"key{n}")
     late = room.stand("n8", key="key8")
     await turns()
-    assert isinstance(late.exception(), RateLimited)
+    assert "8 requests wait already" in late.exception().message
     await stood(room, "high", key="vip", priority="high")
     assert not room.tasks["high"].done()
     await room.end()
@@ -146,6 +148,26 @@ async def test_a_full_line_pushes_out_the_newest_of_a_lower_class():
     assert (pushed.code, pushed.status) == ("queue_full", 429)
     assert "more right" in pushed.message
     assert room.queue.waiting == 4
+    await room.end()
+
+
+async def test_of_lower_classes_the_lowest_goes_first():
+    room = Room(length=5)
+    for n, priority in enumerate(["low", "normal", "low", "normal", "high"]):
+        await stood(room, f"{priority}{n}", key=f"key{n}", priority=priority)
+    await stood(room, "late", key="late", priority="high")
+    assert [name for name, task in room.tasks.items() if task.done()] == ["low2"]
+    await room.end()
+
+
+async def test_nobody_is_pushed_out_for_one_who_does_not_fit_all_the_same():
+    room = Room(room=100)
+    await stood(room, "high", key="a", prompt=20, priority="high")
+    await stood(room, "low", key="b", prompt=5, priority="low")
+    late = room.stand("late", key="c", prompt=20, priority="normal")
+    await turns()
+    assert isinstance(late.exception(), RateLimited)
+    assert not room.tasks["low"].done()
     await room.end()
 
 
@@ -183,6 +205,19 @@ async def test_who_would_wait_too_long_is_refused_on_arrival():
     await room.end()
 
 
+async def test_only_those_are_ahead_who_would_be_served_before():
+    """Else one key with a long line of its own would keep all others out."""
+    room = Room(length=100)
+    room.queue.served("smart", 1.0)
+    await stood(room, *(f"greedy{n}" for n in range(20)), key="greedy", wait=60.0)
+    await stood(room, "other", key="other", wait=3.0)
+    assert not room.tasks["other"].done()
+    late = room.stand("greedy20", key="greedy", wait=3.0)
+    await turns()
+    assert "its turn would come in 22 s, and it may wait 3 s" in late.exception().message
+    await room.end()
+
+
 async def test_patience_ends_with_429():
     room = Room()
     task = room.stand("a", wait=5.0)
@@ -193,6 +228,8 @@ async def test_patience_ends_with_429():
     room.clock.advance(0.2)
     await turns()
     assert task.exception().code == "queue_full"
+    assert "the 5 s it may wait are over" in task.exception().message
+    assert room.queue.waiting == 0
     await room.end()
 
 
@@ -230,7 +267,8 @@ async def test_one_whose_time_ends_while_it_tries_does_not_wait_again():
         return Refusal(room.account, 0.1)
 
     facts = make_facts(CHAIN, principal=Principal("k", wait=5.0))
-    looks = room.queue.wait(facts, Refusal(room.account, 0.1), lambda: 0.0, again)
+    tries = Tries(lambda: 0.0, lambda: None, again)
+    looks = room.queue.wait(facts, Refusal(room.account, 0.1), tries)
     task = asyncio.get_running_loop().create_task(looks)
     await turns()
     room.clock.advance(6.0)
@@ -295,7 +333,7 @@ def test_nobody_waits_while_there_is_room_and_all_end(
             assert len(line) <= length
             if any(waiter.turn.done() for waiter in line):
                 return
-            if any(w.not_before <= now and w.room_in() <= 0 for w in line):
+            if any(w.not_before <= now and w.tries.room_in() <= 0 for w in line):
                 clock = world.clock
                 looks = [
                     when
@@ -327,3 +365,49 @@ def test_nobody_waits_while_there_is_room_and_all_end(
         assert world.upstreams.open == 0
 
     asyncio.run(go())
+
+
+async def test_a_key_that_asks_fifty_times_as_much_harms_no_other():
+    """Four slots of 0.4 s serve ten a second: one key asks twice a second, another a hundred."""
+    gpt = make_target("gpt", accounts=(slots(4),))
+    world = World(make_chain(gpt), {"gpt": answers(delay=0.4)})
+    keys = {name: Principal(name, wait=1.0) for name in ("greedy", "modest")}
+    going = {"greedy": [], "modest": []}
+    for step in range(1000):
+        for key in ("greedy", "modest") if step % 50 == 49 else ("greedy",):
+            world.keys.principal = keys[key]
+            going[key].append(world.begin())
+            await turns(6)
+        world.clock.advance(0.01)
+        await turns(6)
+    told = {key: [await one.end() for one in ones] for key, ones in going.items()}
+    assert len(told["greedy"]) == 50 * len(told["modest"]) == 1000
+    assert [one.exchange.status for one in told["modest"]] == [200] * 20
+    solo = 0.4
+    assert max(one.exchange.ended - one.exchange.started for one in told["modest"]) <= 2 * solo
+    served = [one.exchange for one in told["greedy"] if one.exchange.status == 200]
+    assert 70 <= len(served) <= 90  # and no slot was idle: what is left over is the greedy one's
+    for one in told["modest"]:  # at most one of the greedy key's was served while it waited
+        mine = one.exchange
+        between = [e for e in served if mine.started < e.planned < mine.planned]
+        assert len(between) <= 1
+
+
+async def test_who_leaves_in_the_very_turn_it_is_given_a_slot_gives_it_back():
+    gpt = slots(1)
+    world = World(
+        make_chain(make_target("gpt", accounts=(gpt,))),
+        {"gpt": answers(delay=1.0)},
+        principal=Principal("k", wait=9.0),
+    )
+    first, second, third = (world.begin() for _ in range(3))
+    await turns()
+    assert world.queue.waiting == 2
+    world.clock.advance(1.0)
+    while world.queue.waiting == 2:
+        await turns(1)
+    assert world.held([gpt]) == 1
+    await second.leave()
+    assert [(await one.end()).exchange.status for one in (first, third)] == [200, 200]
+    assert second.reply.headers is None
+    assert world.held([gpt]) == 0

@@ -14,6 +14,7 @@ from gateway.core.events import (
     AttemptEnded,
     Audited,
     BreakerMoved,
+    GuardMoved,
     KeyAside,
     Lifecycle,
     Reloaded,
@@ -107,6 +108,11 @@ def test_no_line_holds_a_prompt_a_key_an_address_or_an_upstream_s_words(form):
             {"event": "store", "level": "error", "lost": True, "detail": "timeout"},
         ),
         (StoreMoved("redis", False), {"event": "store", "level": "info", "lost": False}),
+        (
+            GuardMoved("low", crowded=False, why="late"),
+            {"event": "guard", "level": "warning", "sheds": "low", "detail": "late"},
+        ),
+        (GuardMoved("nobody", crowded=False, why=""), {"event": "guard", "level": "info"}),
         (
             SpendAlert(Mover("k", "u", 12 * NANO, 7, 3), date(2027, 1, 15), SpendRule()),
             {"event": "spend", "level": "warning", "key": "k", "user": "u", "day": "2027-01-15"}

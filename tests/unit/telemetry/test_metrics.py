@@ -255,6 +255,13 @@ def test_shedding_counts(metrics, code, reason):
     assert value(metrics, "gateway_shed_total", chain="default", reason=reason) == 1
 
 
+def test_what_the_guard_sheds_counts_apart(metrics):
+    hear(metrics, exchange(status=503, error=Overloaded("lag", scope="process")))
+    hear(metrics, exchange(status=503, error=Overloaded("too many at a time")))
+    assert value(metrics, "gateway_shed_total", chain="default", reason="guard") == 1
+    assert value(metrics, "gateway_shed_total", chain="default", reason="concurrency") == 1
+
+
 def test_a_caller_s_limits_count_and_a_target_s_do_not(metrics):
     hear(metrics, exchange(status=429, error=RateLimited("no", code="tpm_exceeded", scope="team")))
     hear(metrics, exchange(status=429, error=RateLimited("no", scope="target")))
