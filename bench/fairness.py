@@ -4,7 +4,7 @@
 
 The modest key asks alone first, then beside the greedy one; both at fixed rates, whatever they are
 answered. The target has 20 slots; an answer takes 100 ms, of the greedy key between 60 and 140 ms,
-or all slots would come free at the same moment. The modest key needs a tenth of them, the greedy one
+or all slots would come free at the same moment. The modest key needs a tenth, the greedy one
 would need five times as many as there are. Promised: the modest key succeeds in 99.9 % and its p95
 at most doubles. Upstream and load share a CPU, the gateway has the other.
 """

@@ -139,6 +139,8 @@ class Admit:
                 exchange.reservation = taken
                 exchange.plan = plan
                 exchange.held_for = plan.tries[0].target
+                if facts.purse is not None:
+                    _hold(exchange, plan)
             return taken
 
         slots = [Demand(account, 1) for account in facts.accounts if account.kind == "concurrency"]

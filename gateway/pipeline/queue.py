@@ -198,7 +198,9 @@ class Queue:
     def _stand_back(self, waiter: _Waiter, refusal: Refusal) -> None:
         """It was woken and refused all the same: others may try before it does again."""
         waiter.account = refusal.account
-        waiter.not_before = self._clock.monotonic() + max(LOOK_AGAIN, min(1.0, refusal.wait))
+        slot = refusal.account.kind == "concurrency"  # of those that come back we are told
+        pause = LOOK_AGAIN if slot else max(LOOK_AGAIN, min(1.0, refusal.wait))
+        waiter.not_before = self._clock.monotonic() + pause
         waiter.turn = asyncio.get_running_loop().create_future()
         if waiter.over:
             waiter.turn.set_result(False)

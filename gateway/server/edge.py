@@ -93,20 +93,9 @@ class Edge(Desk):
                 raise self.table.missing(message.method, message.path)
             if not route.admits(principal.role):
                 raise route.refused(principal.role)
-            headers: Mapping[str, str] = {}
-            answer = 200
-            if route.handler == "parked":
-                answer, body, headers = await doors.parked.look(principal, call.hints, name)
-            elif route.handler == "drop":
-                answer, body, headers = await doors.parked.drop(principal, call.hints, name)
-            elif route.handler == "end":
-                body = await _end(doors, principal, call.hints, name)
-            elif route.handler == "usage":
-                body = json.dumps(await doors.usage(principal))
-            else:
-                body = _models(doors, principal, route, name)
-            reply.whole(answer, body, headers)
-            status = answer
+            answer = await _told(doors, principal, route, call, name)
+            reply.whole(*answer)
+            status = answer[0]
         except GatewayError as failure:
             status, error = failure.status, failure
             raise
@@ -148,6 +137,21 @@ def _models(doors: Doors, principal: Principal, route: Route, name: str) -> byte
         code="model_not_found",
         param="model",
     )
+
+
+async def _told(
+    doors: Doors, principal: Principal, route: Route, call: Incoming, name: str
+) -> tuple[int, bytes, Mapping[str, str]]:
+    """What a route beside the road answers: (status, body, headers)."""
+    if route.handler == "parked":
+        return await doors.parked.look(principal, call.hints, name)
+    if route.handler == "drop":
+        return await doors.parked.drop(principal, call.hints, name)
+    if route.handler == "end":
+        return 200, await _end(doors, principal, call.hints, name), {}
+    if route.handler == "usage":
+        return 200, json.dumps(await doors.usage(principal)), {}
+    return 200, _models(doors, principal, route, name), {}
 
 
 async def _end(doors: Doors, principal: Principal, hints: Hints, key: str) -> bytes:
