@@ -118,6 +118,9 @@ async def test_callers_notice_nothing_and_every_attempt_is_in_the_ledger_once(
             server.thaw()
             await until(back)
             await load.more()
+        await until(lambda: one.wait(one.house.state.ledger.ship()))
+        await until(lambda: two.wait(two.house.state.ledger.ship()))
+        await until(back)
         assert (await ready(one))["status"] == "ready"
         status = await status_of(one)
         assert status["store"] == "redis"

@@ -234,7 +234,7 @@ class Link:
             self._url.reveal(),
             max_connections=CONNECTIONS,
             timeout=POOL,
-            socket_timeout=self._patience,
+            socket_timeout=None,  # ours is around the whole call; redis-py's swallows cancellations
             socket_connect_timeout=self._patience,
             socket_keepalive=True,
             retry=Retry(NoBackoff(), 0),

@@ -40,7 +40,7 @@ SYNC = 1.0
 TIDY = 10.0  # journals of workers that are gone
 CLEAN = 60.0
 CHUNK = 500  # rows in one call: some 200 KB
-LEAVING = 3  # tries of the last shipment; Redis may just have come back, or fallen back
+LEAVING = 2.0  # seconds for the last shipment; Redis may just be on its way back
 OVER = 2  # days after its end nobody asks what was spent of a budget
 KEPT = 60.0  # seconds a shipped segment stays; Redis syncs its file each second
 CURSOR = 40 * DAY  # longer than any row is kept
@@ -185,9 +185,14 @@ class RedisLedger:
 
     async def leave(self) -> None:
         """Ship all and go. The journal stays: whoever starts next removes it, once it is safe."""
-        tries = LEAVING
-        while tries and not self._link.lost and not await self.ship():
-            tries -= not self._backlog.behind
+        end = self._clock.monotonic() + LEAVING
+        while not await self.ship():
+            if self._backlog.behind and not self._link.lost:
+                continue
+            if self._clock.monotonic() >= end:
+                break
+            await self._clock.sleep(SHIP)
+            await self._link.look()
         self._backlog.close()
         self._journal.drop()
 
