@@ -194,8 +194,13 @@ async def test_a_limit_is_of_all_workers_together(place: Place) -> None:
     place.write("  tight: [narrow]\ntargets: {narrow: {model: second/sim, limits: {rpm: 20}}}\n")
     place.simulator.manner("second", Manner(tokens=2))
     gateway = three(place, "--quiet")
-    asked = await ask_often(await gateway.up(), 60, "tight")
-    assert good(asked) == len(place.simulator.calls()) == 20
+    port, answered = await gateway.up(), 0
+    for _ in range(5):  # a starved machine sheds some for other reasons
+        asked = await ask_often(port, 60, "tight")
+        answered += good(asked)
+        if answered >= 20:
+            break
+    assert answered == len(place.simulator.calls()) == 20, [one.fate for one in asked.heard]
     listed = (await told(gateway, "/admin/limits"))["limits"]
     assert [row["remaining"] for row in listed if row["name"].startswith("narrow")] == [0]
 
