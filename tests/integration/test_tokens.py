@@ -235,7 +235,9 @@ def test_every_route_asks_who_calls_counts_it_and_writes_it_down(walked, route):
         assert role in answer.error["message"]
     for headers in ({"x_api_key": "client"}, bearer(RSA.sign(gateway.now()))):
         answer = asked(gateway, route, **headers)
-        assert answer.status == (404 if route.handler in {"end", "parked", "drop"} else 200), answer.body
+        assert answer.status == (404 if route.handler in {"end", "parked", "drop"} else 200), (
+            answer.body
+        )
     if route.api == "_other":  # lists cost nothing and are not counted
         return
     key = f"few-{CALLERS.index(route)}"
