@@ -16,11 +16,12 @@ from gateway.state.embedded.ledger import EmbeddedLedger
 from gateway.state.embedded.parking import EmbeddedParking
 from gateway.state.embedded.sqlite import Store
 from gateway.state.journal import Journal
-from gateway.state.redis.accounts import BUDGETS, RedisAccounts
+from gateway.state.redis.accounts import RedisAccounts
 from gateway.state.redis.answers import RedisAnswers
 from gateway.state.redis.connect import Link
 from gateway.state.redis.ledger import RedisLedger
 from gateway.state.redis.reports import stored
+from gateway.state.redis.spent import BUDGETS
 from gateway.state.spare import Spare
 from tests.support.clock import ManualClock
 from tests.support.fakes import FakeAnswers

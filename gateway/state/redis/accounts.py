@@ -1,7 +1,8 @@
 """The accounts that all workers share through Redis: one script a call, on Redis's own clock."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from contextlib import suppress
+from typing import Any
 
 from gateway.state.accounts import (
     IDLE,
@@ -20,29 +21,28 @@ from gateway.state.accounts import (
     Verdict,
 )
 from gateway.state.redis.connect import RedisLost, Script, key
+from gateway.state.redis.spent import BUDGETS, Runner, Spent
 from gateway.wire import json
 
 SYNC = Script("sync")
 WORKERS = key("workers")  # sorted set: when each was last heard of; a swept worker goes from it
 TURNS = key("turns")  # hash: the last call of each
-BUDGETS = key("budgets")  # hash: nano-dollars spent of each, moved by the ledger's script
+
+SLICE = 4  # figures the script tells of each account: granted, rest, whole, spent
 
 RULES = {"window": WINDOW, "silent": SILENT, "idle": IDLE, "never": NEVER, "sparse": SPARSE}
 
 
-class Runner(Protocol):
-    """A `Link`, as far as it is needed here."""
-
-    async def run(
-        self, script: Script, keys: Sequence[str], args: Sequence[str | bytes | int | float]
-    ) -> Any: ...
-
-
 class RedisAccounts:
-    """The port `AccountStore` over Redis."""
+    """The port `AccountStore` over Redis.
 
-    def __init__(self, link: Runner) -> None:
+    Args:
+        spent: what was seen of budgets; a Redis that does not know this worker is told all of it.
+    """
+
+    def __init__(self, link: Runner, spent: Spent | None = None) -> None:
         self._link = link
+        self._spent = Spent() if spent is None else spent
 
     async def sync(
         self, caller: Caller, asks: Sequence[Ask], groups: Sequence[Sequence[Need]]
@@ -51,20 +51,32 @@ class RedisAccounts:
         keys = [WORKERS, TURNS, BUDGETS, *(key("account", name) for name in names)]
         rules = RULES | {"names": names}
         heard = round(caller.heard * MICRO)
-        told = [caller.worker, caller.turn, heard, [_row(ask) for ask in asks], groups, rules]
+        told = [caller.worker, caller.turn, heard, [self._row(ask) for ask in asks], groups, rules]
         try:
             found = await self._link.run(SYNC, keys, [json.dumps(told)])
         except RedisLost as error:
             raise StoreLost(str(error)) from error
         if not found:
             raise StoreLost("late")
-        return _answer(found)
+        answer, figures = _answer(found), found[4][3::SLICE]
+        for ask, nano_usd in zip(asks, figures, strict=True):
+            if ask.account.kind == "budget":
+                self._spent.hear(ask.account.id, nano_usd)
+        if not answer.known:
+            await self._restore()
+        return answer
 
+    async def _restore(self) -> None:
+        """What this call named is told already; if it fails, the ledger's beat does it."""
+        self._spent.doubted = True
+        with suppress(RedisLost):
+            await self._spent.restore(self._link)
 
-def _row(ask: Ask) -> list[Any]:
-    account = ask.account
-    burst = -1 if account.burst is None else account.burst
-    return [account.kind, account.limit, burst, *ask[1:]]
+    def _row(self, ask: Ask) -> list[Any]:
+        account = ask.account
+        burst = -1 if account.burst is None else account.burst
+        spent = self._spent.seen(account.id) if account.kind == "budget" else 0
+        return [account.kind, account.limit, burst, *ask[1:], spent]
 
 
 def _answer(found: Any) -> Answer:
@@ -76,7 +88,7 @@ def _answer(found: Any) -> Answer:
         rank,
         [
             Slice(slices[at], slices[at + 1], slices[at + 2] / MICRO)
-            for at in range(0, len(slices), 3)
+            for at in range(0, len(slices), SLICE)
         ],
         [_verdict(one) for one in verdicts],
     )

@@ -3,12 +3,13 @@
 A worker sends its lines together with the cursor it believes in; a script applies them only if that
 is where the cursor stands, and moves it in the same call. A lost answer, a repeat and a Redis that
 lost its tail are all seen by the cursor: it is ahead, and the lines are skipped, or behind, and the
-journal is read again. So a journal outlives what Redis may still forget: a file goes only when
+journal is read again. What a worker saw spent of a budget already contains such lines, so they
+charge it no second time, but Redis is told the figure. A journal outlives what Redis may still forget: a file goes only when
 Redis has known it for a while.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
@@ -29,8 +30,9 @@ from gateway.state.journal import (
     sweep,
     sync,
 )
-from gateway.state.redis.accounts import BUDGETS, TURNS, WORKERS
+from gateway.state.redis.accounts import TURNS, WORKERS
 from gateway.state.redis.connect import Link, RedisLost, Script, key, trouble
+from gateway.state.redis.spent import BUDGETS, Spent
 from gateway.state.rows import DAY, LINES, SUMS, Row, row_of, sums_of
 from gateway.wire import json
 
@@ -72,6 +74,7 @@ class RedisLedger:
 
     Args:
         booked: is told, in the loop, of lines that Redis has now: each once, in order.
+        spent: what was seen of budgets.
 
     Attributes:
         drift: always 0 here: rows and sums of a call are one script.
@@ -87,6 +90,7 @@ class RedisLedger:
         clock: Clock,
         heard: Callable[[Event], None],
         booked: Callable[[Sequence[Final]], object] = lambda _: None,
+        spent: Spent | None = None,
     ) -> None:
         self.open = journal.open
         self.checkpoint = journal.checkpoint
@@ -97,7 +101,10 @@ class RedisLedger:
         self._clock = clock
         self._heard = heard
         self._booked = booked
+        self._spent = Spent() if spent is None else spent
+        self._contacts = link.contacts
         self._told = 0  # the seq of the last line that was told as booked
+        self._buried: dict[str, range] = {}  # of dead workers: the seqs that were applied here
         self._backlog = Backlog()
         self._cursor = 0
         self._applied: dict[Path, float] = {}  # segments that hold nothing more, since when
@@ -129,7 +136,13 @@ class RedisLedger:
         """Whether Redis still knows what it was told, also where there is nothing to tell."""
         async with self._one:
             try:
-                await self._compare(await self._tell(self._cursor, ()))
+                found = await self._tell(self._cursor, ())
+                if found.seq < self._cursor:  # ahead: the lines of an answer that was lost
+                    await self._compare(found)
+                if self._link.contacts != self._contacts:
+                    self._contacts, self._spent.doubted = self._link.contacts, True
+                if self._spent.doubted:
+                    await self._spent.restore(self._link)
             except RedisLost as error:
                 trouble(self._heard, "beat", error)
 
@@ -223,11 +236,49 @@ class RedisLedger:
         self._heard(StateTrouble("redis", "ship", "tail lost, sent again"))
         self._backlog.rewind()
         self._applied.clear()
+        self._spent.doubted = True
+        await self._spent.restore(self._link)
         return False
 
     async def _tell(self, base: int, finals: Sequence[Final]) -> Cursor:
         last = finals[-1].seq if finals else base
-        return await apply(self._link, self._journal.worker, base, last, finals)
+        return await self._apply(self._journal.worker, base, last, finals, range(1, self._told + 1))
+
+    async def _apply(
+        self,
+        worker: str,
+        base: int,
+        last: int,
+        finals: Sequence[Final],
+        counted: range,
+        *,
+        complete: bool = False,
+    ) -> Cursor:
+        """Apply `finals` if the worker's cursor stands at `base`; it stands at `last` then.
+
+        Lines in `counted` have been applied before: what was seen spent of their budgets contains
+        them. Returns the cursor as it is now. Raises RedisLost: it may have been applied,
+        or not.
+        """
+        before = charges(final for final in finals if final.seq in counted)
+        new = charges(final for final in finals if final.seq not in counted)
+        charged = [
+            (name, self._spent.seen(name), self._added(name, before, new)) for name in before | new
+        ]
+        keys = [_cursor_key(worker), COUNTS, BUDGETS]
+        args: list[str | bytes | int] = [base, last, int(complete), CURSOR, len(charged)]
+        for told in charged:
+            args += told
+        more_keys, more = _booking(finals)
+        seq, age, *spent = await self._link.run(_ship, keys + more_keys, args + more)
+        if spent:
+            for (name, _, _), nano_usd in zip(charged, spent[0], strict=True):
+                self._spent.hear(name, nano_usd)
+        return Cursor(int(seq), int(age))
+
+    def _added(self, budget: str, before: Mapping[str, int], new: Mapping[str, int]) -> int:
+        again = 0 if budget in self._spent else before.get(budget, 0)
+        return again + new.get(budget, 0)
 
     def _drop_old(self, parts: Iterable[Part], done: set[Path]) -> None:
         """Segments go when the next is full, and Redis has known them for a while."""
@@ -243,50 +294,42 @@ class RedisLedger:
         self._journal.turn()
 
     async def _bury(self, orphan: Orphan) -> int:
-        found = await apply(self._link, orphan.worker, -1, -1, ())  # looks only: no cursor is -1
+        worker = orphan.worker
+        found = await self._apply(worker, -1, -1, (), range(0))  # looks only: no cursor is -1
         if found.complete >= 0:
             if found.complete >= KEPT:
                 orphan.remove()
-                await self._link.call("UNLINK", _cursor_key(orphan.worker))
+                self._buried.pop(worker, None)
+                await self._link.call("UNLINK", _cursor_key(worker))
             return 0
         fold, lost = Fold(), 0
         finals = _all(fold, orphan)
         base, ended = found.seq, False
+        counted = self._buried.get(worker, range(0))
+        if not counted.start <= base + 1 <= counted.stop:
+            counted = range(base + 1, base + 1)
         while not ended:
             chunk, ended = await asyncio.to_thread(_take, finals, base)
             last = chunk[-1].seq if chunk else max(base, fold.seq)
-            found = await apply(self._link, orphan.worker, base, last, chunk, complete=ended)
+            found = await self._apply(worker, base, last, chunk, counted, complete=ended)
             if found.seq != last:
                 return lost  # somebody else is at it, or Redis fell back: at the next turn
             lost += sum(final.seq > fold.seq for final in chunk)
             base = last
-        await self._link.call("ZREM", WORKERS, orphan.worker)  # what it held on budgets is booked
-        await self._link.call("HDEL", TURNS, orphan.worker)
+            self._buried[worker] = range(counted.start, max(counted.stop, base + 1))
+        await self._link.call("ZREM", WORKERS, worker)  # what it held on budgets is booked
+        await self._link.call("HDEL", TURNS, worker)
         return lost
 
 
-async def apply(
-    link: Link,
-    worker: str,
-    base: int,
-    last: int,
-    finals: Sequence[Final],
-    *,
-    complete: bool = False,
-) -> Cursor:
-    """Apply `finals` if the worker's cursor stands at `base`; it stands at `last` then.
-
-    Returns the cursor as it is now. Raises RedisLost: it may have been applied, or not.
-    """
+def _booking(finals: Iterable[Final]) -> tuple[list[str], list[str | bytes | int]]:
+    """The rows and sums of each day: the script's keys and arguments for them."""
     days: dict[int, list[Row]] = {}
     for final in finals:
         row = row_of(final)
         days.setdefault(row[3], []).append(row)
-    keys = [_cursor_key(worker), COUNTS, BUDGETS]
-    charged = charges(finals)
-    args: list[str | bytes | int] = [base, last, int(complete), CURSOR, len(charged)]
-    for budget, nano_usd in charged.items():
-        args += [budget, nano_usd]
+    keys: list[str] = []
+    args: list[str | bytes | int] = []
     for day, rows in days.items():
         keys += [sums_key(day), rows_key(day)]
         sums = [
@@ -299,8 +342,7 @@ async def apply(
         args += [day, *ends, json.dumps(rows), len(rows), len(sums)]
         for field, amount in sums:
             args += [field, amount]
-    seq, age = await link.run(_ship, keys, args)
-    return Cursor(int(seq), int(age))
+    return keys, args
 
 
 def too_old(counts: dict[int, int], today: int) -> list[int]:

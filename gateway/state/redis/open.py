@@ -21,6 +21,7 @@ from gateway.state.redis.connect import LOOK, Link
 from gateway.state.redis.gossip import TELL, Gossip
 from gateway.state.redis.keys import POLL, Copy, SharedKeys, SharedRegister
 from gateway.state.redis.ledger import BEAT, RedisLedger
+from gateway.state.redis.spent import Spent
 from gateway.state.wing import Breakers
 
 
@@ -37,7 +38,8 @@ class RedisWing:
         *,
         reject: bool,
     ) -> None:
-        accounts = RedisAccounts(link)
+        self._spent = Spent()
+        accounts = RedisAccounts(link, self._spent)
         self.keys_dir = keys_dir
         self.accounts: AccountStore = Refusing(accounts) if reject else accounts
         self.books: Books = RedisBooks(link, clock)
@@ -55,7 +57,9 @@ class RedisWing:
     def ledger(
         self, journal: Journal, folder: Path, booked: Callable[[Sequence[Final]], object]
     ) -> RedisLedger:
-        made = RedisLedger(journal, folder, self._link, self._clock, self._heard, booked)
+        made = RedisLedger(
+            journal, folder, self._link, self._clock, self._heard, booked, self._spent
+        )
         self.chores.append((BEAT, made.beat))
         return made
 

@@ -3,18 +3,24 @@
 -- KEYS: 1 the worker's cursor, 2 how many rows each day has, 3 what was spent of each budget; then
 --   for each day its sums, its rows.
 -- ARGV: 1 base, the seq the worker believes in; 2 last, the seq after this; 3 "1": the journal is
---   complete; 4 seconds the cursor is kept; 5 how many budgets are charged, and for each its id and
---   the amount to add; then for each day: its number, when its sums and when
+--   complete; 4 seconds the cursor is kept; 5 how many budgets are charged, and for each its id, the
+--   least that was spent of it before (as somebody saw it) and the amount to add; then for each day: its number, when its sums and when
 --   its rows may go (epoch seconds), the rows (one text), how many rows, how many sums, and for each
 --   sum its field and the amount to add.
--- Returns the cursor, and for how many seconds its journal has been complete (-1: it is not).
+-- Returns the cursor, and for how many seconds its journal has been complete (-1: it is not);
+--   then what is spent of each of these budgets now, whoever applied the lines.
 local cursor = redis.call('HMGET', KEYS[1], 'seq', 'closed')
 local seq, closed = cursor[1] or '0', cursor[2]
 if closed then
   return {seq, redis.call('TIME')[1] - closed}
 end
+local at, spent = 6, {}
 if seq ~= ARGV[1] then
-  return {seq, -1}
+  for place = 1, tonumber(ARGV[5]) do
+    spent[place] = tonumber(redis.call('HGET', KEYS[3], ARGV[at]) or 0)
+    at = at + 3
+  end
+  return {seq, -1, spent}
 end
 
 redis.call('HSET', KEYS[1], 'seq', ARGV[2])
@@ -23,10 +29,12 @@ if ARGV[3] == '1' then
 end
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 
-local at = 6
-for _ = 1, tonumber(ARGV[5]) do
-  redis.call('HINCRBY', KEYS[3], ARGV[at], ARGV[at + 1])
-  at = at + 2
+for place = 1, tonumber(ARGV[5]) do
+  if tonumber(redis.call('HGET', KEYS[3], ARGV[at]) or 0) < tonumber(ARGV[at + 1]) then
+    redis.call('HSET', KEYS[3], ARGV[at], ARGV[at + 1]) -- forgotten since
+  end
+  spent[place] = redis.call('HINCRBY', KEYS[3], ARGV[at], ARGV[at + 2])
+  at = at + 3
 end
 for place = 4, #KEYS, 2 do
   local sums, rows = KEYS[place], KEYS[place + 1]
@@ -42,4 +50,4 @@ for place = 4, #KEYS, 2 do
   end
   redis.call('EXPIREAT', sums, sums_end)
 end
-return {ARGV[2], ARGV[3] - 1}
+return {ARGV[2], ARGV[3] - 1, spent}

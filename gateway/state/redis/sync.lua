@@ -4,9 +4,10 @@
 -- KEYS: workers (sorted set, score: last heard), turns (hash), budgets (hash, nano-dollars spent),
 --   then the account of each ask.
 -- ARGV[1], JSON: {worker, turn, heard, asks, groups, rules}
---   ask: {kind, limit, burst or -1, floor, used, back, bound, want, {{before, after}, ...}}
+--   ask: {kind, limit, burst or -1, floor, used, back, bound, want, {{before, after}, ...},
+--     spent, at least, as the worker saw it}
 --   group: {{place from 0, n}, ...}
--- Returns {now, known, workers, rank, {granted, rest, whole, ...}, {verdict, ...}}
+-- Returns {now, known, workers, rank, {granted, rest, whole, spent, ...}, {verdict, ...}}
 --   verdict: {1, before, after, ...} admitted, what each meter was charged
 --            {0, place, wait or -1, sure} refused
 -- or nothing: a later call was already carried out.
@@ -194,6 +195,10 @@ for place, ask in ipairs(asks) do
   tally.spent = 0
   if account.kind == 'budget' then
     tally.spent = tonumber(redis.call('HGET', KEYS[3], rules.names[place]) or 0)
+    if tally.spent < ask[10] then -- forgotten since
+      tally.spent = ask[10]
+      redis.call('HSET', KEYS[3], rules.names[place], ask[10])
+    end
   end
   age(tally)
   bury(tally, account.kind)
@@ -278,6 +283,7 @@ for place, account in ipairs(accounts) do
   end
   tally.held[worker] = granted > 0 and granted or nil
   slices[#slices + 1], slices[#slices + 2], slices[#slices + 3] = granted, rest, healed
+  slices[#slices + 1] = tally.spent
   tally.spent = nil
   local life = math.max(IDLE, tally.tat - now)
   if account.kind == 'budget' and next(tally.held) then life = 400 * FORGOTTEN end

@@ -12,8 +12,9 @@ from gateway.core.attempt import Demand, Reservation
 from gateway.core.events import Event
 from gateway.core.target import Account
 from gateway.state.accounts import Answer, Ask, Book, Caller, Full, StoreLost
-from gateway.state.redis.accounts import BUDGETS, RedisAccounts
+from gateway.state.redis.accounts import RedisAccounts
 from gateway.state.redis.connect import Link
+from gateway.state.redis.spent import BUDGETS
 from gateway.state.slices import HEARTBEAT, TICK, Slices
 from gateway.state.spare import AGAIN, Spare
 from tests.support.clock import ManualClock

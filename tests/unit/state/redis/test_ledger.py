@@ -10,18 +10,22 @@ import pytest
 from gateway.clock import SystemClock
 from gateway.core.events import Event, StateTrouble
 from gateway.core.usage import Usage
+from gateway.state.accounts import Answer, Ask, Caller, Full
 from gateway.state.journal import Journal
 from gateway.state.redis import ledger as module
+from gateway.state.redis.accounts import RedisAccounts
 from gateway.state.redis.connect import Link
 from gateway.state.redis.ledger import RedisLedger, too_old
 from gateway.state.redis.reports import Stored, stored
+from gateway.state.redis.spent import BUDGETS, Spent
 from tests.support.clock import ManualClock
 from tests.support.redis import RedisServer
-from tests.unit.state.make import line, opening
+from tests.unit.state.make import budget, line, opening
 
 NOW = 1_800_000_000.0
 PATIENCE = 0.3  # seconds: a busy machine is no dead Redis
 TODAY = int(NOW // 86_400)
+TOTAL = budget(100)
 
 
 class Worker:
@@ -33,11 +37,25 @@ class Worker:
         self.link = Link(server.url, SystemClock(), self.heard.append, PATIENCE)
         self.clock = ManualClock()
         self.journal = Journal(folder, name, roll=roll)
-        self.ledger = RedisLedger(self.journal, folder, self.link, self.clock, self.heard.append)
+        spent = Spent()
+        self.ledger = RedisLedger(
+            self.journal, folder, self.link, self.clock, self.heard.append, spent=spent
+        )
+        self.accounts = RedisAccounts(self.link, spent)
+        self.turn = 0
 
     def settle(self, id: str, nano_usd: int | None = 7, **opened: object) -> None:
         self.ledger.open(opening(id, **opened))
         self.ledger.close(line(id, nano_usd=nano_usd))
+
+    async def ask(self, nano_usd: int) -> Answer:
+        """As much more of the one budget."""
+        self.turn += 1
+        caller = Caller(self.journal.worker, self.turn, 0.0)
+        return await self.accounts.sync(caller, [Ask(TOTAL, 0, 0, 0, 0, 0)], [[(0, nano_usd)]])
+
+    async def spent(self) -> int:
+        return int(await self.link.call("HGET", BUDGETS, TOTAL.id) or 0)
 
     async def kill(self) -> None:
         self.journal.drop()
@@ -168,6 +186,93 @@ async def test_a_dead_workers_journal_stays_until_redis_cannot_forget_it(
     assert await heir.ledger.recover() == 0
     assert not list(folder.glob("journal-w1-*"))
     assert (await booked(heir.link))[0] == {"a.1": 1, "b.1": 1}
+    await heir.kill()
+
+
+async def test_a_budget_is_not_passed_because_redis_was_emptied(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    """90 were spent by workers long gone; who saw it says so before anything is granted."""
+    one, other = (Worker(server, tmp_path / name, name) for name in "ab")
+    await one.link.call("HSET", BUDGETS, TOTAL.id, 90)
+    await one.ask(1)
+    one.settle("a.1", 4, budgets=(TOTAL.id,))
+    assert await one.ledger.ship()
+    server.say("FLUSHALL")
+    refused = (await one.ask(7)).verdicts[0]
+    assert isinstance(refused, Full)
+    assert refused.sure
+    assert not isinstance((await one.ask(6)).verdicts[0], Full)
+    assert isinstance((await other.ask(7)).verdicts[0], Full)
+    one.settle("b.1", 5, budgets=(TOTAL.id,))
+    while not await one.ledger.ship():
+        pass
+    assert await booked(one.link) == ({"a.1": 1, "b.1": 1}, 9)
+    assert await one.spent() == 99  # a.1 was in what was seen, b.1 was not
+    await one.kill()
+    await other.kill()
+
+
+async def test_who_has_nothing_to_ask_tells_an_emptied_redis_of_all_budgets(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    worker = Worker(server, tmp_path / "a", "w1")
+    worker.settle("a.1", 2**53 - 1, budgets=(TOTAL.id,))
+    assert await worker.ledger.ship()
+    server.say("FLUSHALL")
+    await worker.ledger.beat()
+    assert await worker.spent() == 2**53 - 1
+    server.say("FLUSHALL")
+    await worker.accounts.sync(Caller("w1", 1, 0.0), [], [])
+    assert await worker.spent() == 2**53 - 1
+    await worker.kill()
+
+
+async def test_what_was_spent_is_the_sum_of_the_lines_through_lost_tails_and_answers(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    one, other = (Worker(server, tmp_path / name, name) for name in "ab")
+    mark, total = server.mark(), 0
+    for number in range(6):
+        for worker in (one, other):
+            worker.settle(f"{worker.journal.worker}-{number}.1", 7, budgets=(TOTAL.id,))
+            total += 7
+        if number == 2:
+            mark = server.mark()
+        if number % 2:
+            server.freeze()
+            assert not await one.ledger.ship()
+            server.thaw()
+        await one.ledger.beat()
+        assert await one.ledger.ship()
+        assert await other.ledger.ship()
+    assert await one.spent() == total
+    for upto in (mark, 0):
+        server.restart(upto=upto)
+        for worker in (other, one):
+            await worker.ledger.beat()  # finds its connection broken
+            await worker.ledger.beat()
+            assert await worker.ledger.ship()
+        assert await one.spent() == total
+    rows, _ = await booked(one.link)
+    assert set(rows.values()) == {1}
+    await one.kill()
+    await other.kill()
+
+
+async def test_lines_of_a_dead_worker_that_are_sent_again_charge_no_budget_twice(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    worker = Worker(server, tmp_path / "a", "w1")
+    worker.settle("a.1", 3, budgets=(TOTAL.id,))
+    await worker.kill()
+    heir = Worker(server, tmp_path / "a", "w2")
+    await heir.ledger.recover()
+    server.say("FLUSHALL")
+    await heir.ask(1)
+    await heir.ledger.recover()
+    assert (await booked(heir.link))[0] == {"a.1": 1}
+    assert await heir.spent() == 3
     await heir.kill()
 
 
