@@ -130,7 +130,7 @@ class Journal:
         roll: int = ROLL,
     ) -> None:
         self.worker = worker
-        self._folder = folder
+        self.folder = folder
         self._heard = heard
         self._roll = roll
         self._open: dict[str, Opening] = {}
@@ -255,7 +255,7 @@ class Journal:
             lines.append(_line(("C", self._seq, attempt_id, tokens)))
         first = b"".join(lines)
         try:
-            fd, path, mapped = _begin(self._folder, self.worker, self._number + 1, first)
+            fd, path, mapped = _begin(self.folder, self.worker, self._number + 1, first)
         except OSError as error:
             self._trouble("segment", error)
             return
@@ -280,7 +280,7 @@ class Journal:
         if self._dirty:
             fds.append(os.dup(self._fd))
         if self._fresh:
-            fds.append(os.open(self._folder, os.O_RDONLY | os.O_CLOEXEC))
+            fds.append(os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC))
         self._dirty = self._fresh = False
         return fds
 

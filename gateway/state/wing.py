@@ -81,7 +81,7 @@ class Wing(Protocol):
     chores: Sequence[tuple[float, Callable[[], Awaitable[object]]]]
 
     def ledger(
-        self, journal: Journal, folder: Path, booked: Callable[[Sequence[Final]], object]
+        self, journal: Journal, booked: Callable[[Sequence[Final]], object]
     ) -> OwnLedger: ...
 
     def register(self, local: Register) -> Register:

@@ -296,9 +296,7 @@ class RedisBooks:
         self._lives += 1
         self._folder.mkdir(exist_ok=True)
         self._journal = Journal(self._folder, f"w{self._lives}")
-        self._ledger = RedisLedger(
-            self._journal, self._folder, self._link, ManualClock(), lambda _: None
-        )
+        self._ledger = RedisLedger(self._journal, self._link, ManualClock(), lambda _: None)
         return self._ledger
 
     async def kill(self) -> None:

@@ -66,7 +66,7 @@ async def folders(tmp_path: Path) -> tuple[Path, Path]:
         (tmp_path / "state").mkdir()
         journal = Journal(tmp_path / "state", "w1")
         write(journal)
-        ledger = RedisLedger(journal, tmp_path / "state", link, ManualClock(), lambda _: None)
+        ledger = RedisLedger(journal, link, ManualClock(), lambda _: None)
         await ledger.leave()
         await ledger.clean()
         found = await stored(link, 0, NOW)

@@ -118,7 +118,7 @@ async def open_state(  # noqa: PLR0913 - each is somebody else's to give
         limiter = Slices(spare, worker, clock)
         booked = partial(_booked, limiter)
         ledger: OwnLedger = (
-            wing.ledger(journal, folder, booked)
+            wing.ledger(journal, booked)
             if wing
             else EmbeddedLedger(journal, store, clock, heard, watch.spent, booked)
         )

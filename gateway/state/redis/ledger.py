@@ -3,9 +3,9 @@
 A worker sends its lines together with the cursor it believes in; a script applies them only if that
 is where the cursor stands, and moves it in the same call. A lost answer, a repeat and a Redis that
 lost its tail are all seen by the cursor: it is ahead, and the lines are skipped, or behind, and the
-journal is read again. What a worker saw spent of a budget already contains such lines, so they
-charge it no second time, but Redis is told the figure. A journal outlives what Redis may still forget: a file goes only when
-Redis has known it for a while.
+journal is read again. What a worker saw spent of a budget contains such lines: they
+charge it no second time, but Redis is told the figure. A journal outlives what Redis may still
+forget: a file goes only when Redis has known it for a while.
 """
 
 import asyncio
@@ -85,7 +85,6 @@ class RedisLedger:
     def __init__(
         self,
         journal: Journal,
-        folder: Path,
         link: Link,
         clock: Clock,
         heard: Callable[[Event], None],
@@ -96,7 +95,6 @@ class RedisLedger:
         self.checkpoint = journal.checkpoint
         self.close = journal.close
         self._journal = journal
-        self._folder = folder
         self._link = link
         self._clock = clock
         self._heard = heard
@@ -160,8 +158,8 @@ class RedisLedger:
         Returns how many attempts were lost. A file goes at a later turn, if Redis knows it then.
         """
         lost = 0
-        await asyncio.to_thread(sweep, self._folder)
-        for orphan in orphans(self._folder):
+        await asyncio.to_thread(sweep, self._journal.folder)
+        for orphan in orphans(self._journal.folder):
             try:
                 lost += await self._bury(orphan)
             except RedisLost as error:

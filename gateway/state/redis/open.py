@@ -54,12 +54,8 @@ class RedisWing:
         self._rejects = reject
         self._leaving: list[Callable[[], Awaitable[None]]] = []
 
-    def ledger(
-        self, journal: Journal, folder: Path, booked: Callable[[Sequence[Final]], object]
-    ) -> RedisLedger:
-        made = RedisLedger(
-            journal, folder, self._link, self._clock, self._heard, booked, self._spent
-        )
+    def ledger(self, journal: Journal, booked: Callable[[Sequence[Final]], object]) -> RedisLedger:
+        made = RedisLedger(journal, self._link, self._clock, self._heard, booked, self._spent)
         self.chores.append((BEAT, made.beat))
         return made
 

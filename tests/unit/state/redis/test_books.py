@@ -47,7 +47,7 @@ async def test_a_key_is_told_the_same_over_both_wings_and_nothing_of_another(
     link = Link(server.url, SystemClock(), lambda _: None, 2.0)
     (tmp_path / "b").mkdir()
     journal = Journal(tmp_path / "b", "w1")
-    shared = RedisLedger(journal, tmp_path / "b", link, CLOCK, lambda _: None)
+    shared = RedisLedger(journal, link, CLOCK, lambda _: None)
     write(journal)
     await shared.leave()
     far = RedisBooks(link, CLOCK)

@@ -39,7 +39,7 @@ class Worker:
         self.journal = Journal(folder, name, roll=roll)
         spent = Spent()
         self.ledger = RedisLedger(
-            self.journal, folder, self.link, self.clock, self.heard.append, spent=spent
+            self.journal, self.link, self.clock, self.heard.append, spent=spent
         )
         self.accounts = RedisAccounts(self.link, spent)
         self.turn = 0
