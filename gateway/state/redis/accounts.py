@@ -28,9 +28,20 @@ SYNC = Script("sync")
 WORKERS = key("workers")  # sorted set: when each was last heard of; a swept worker goes from it
 TURNS = key("turns")  # hash: the last call of each
 
+ESTIMATES = key("estimates")  # hash: "<worker> <budget>", nano-dollars its lines may still use up
+GONE = 600  # seconds without a word after which what a worker held on budgets is charged
+CURSOR = 40 * 86_400  # seconds a worker that is gone is known: longer than any row is kept
 SLICE = 4  # figures the script tells of each account: granted, rest, whole, spent
 
-RULES = {"window": WINDOW, "silent": SILENT, "idle": IDLE, "never": NEVER, "sparse": SPARSE}
+RULES = {
+    "window": WINDOW,
+    "silent": SILENT,
+    "idle": IDLE,
+    "never": NEVER,
+    "sparse": SPARSE,
+    "gone": GONE,
+    "kept": CURSOR,
+}
 
 
 class RedisAccounts:
@@ -48,7 +59,7 @@ class RedisAccounts:
         self, caller: Caller, asks: Sequence[Ask], groups: Sequence[Sequence[Need]]
     ) -> Answer:
         names = [ask.account.id for ask in asks]
-        keys = [WORKERS, TURNS, BUDGETS, *(key("account", name) for name in names)]
+        keys = [WORKERS, TURNS, BUDGETS, ESTIMATES, *(key("account", name) for name in names)]
         rules = RULES | {"names": names}
         heard = round(caller.heard * MICRO)
         told = [caller.worker, caller.turn, heard, [self._row(ask) for ask in asks], groups, rules]

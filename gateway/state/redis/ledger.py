@@ -30,7 +30,7 @@ from gateway.state.journal import (
     sweep,
     sync,
 )
-from gateway.state.redis.accounts import TURNS, WORKERS
+from gateway.state.redis.accounts import CURSOR, ESTIMATES, TURNS, WORKERS
 from gateway.state.redis.connect import Link, RedisLost, Script, key, trouble
 from gateway.state.redis.spent import BUDGETS, Spent
 from gateway.state.rows import DAY, LINES, SUMS, Row, row_of, sums_of
@@ -45,7 +45,6 @@ CHUNK = 500  # rows in one call: some 200 KB
 LEAVING = 2.0  # seconds for the last shipment; Redis may just be on its way back
 OVER = 2  # days after its end nobody asks what was spent of a budget
 KEPT = 60.0  # seconds a shipped segment stays; Redis syncs its file each second
-CURSOR = 40 * DAY  # longer than any row is kept
 MOST = 2_000_000  # rows in Redis, some 400 bytes each; beyond it the oldest days go
 FIGURES = "rainou"  # requests, attempts, input, output, nano-dollars, unknown: fields of the sums
 
@@ -263,10 +262,11 @@ class RedisLedger:
         charged = [
             (name, self._spent.seen(name), self._added(name, before, new)) for name in before | new
         ]
-        keys = [_cursor_key(worker), COUNTS, BUDGETS]
+        keys = [_cursor_key(worker), COUNTS, BUDGETS, ESTIMATES]
         args: list[str | bytes | int] = [base, last, int(complete), CURSOR, len(charged)]
         for told in charged:
             args += told
+        args.append(worker)
         more_keys, more = _booking(finals)
         seq, age, *spent = await self._link.run(_ship, keys + more_keys, args + more)
         if spent:

@@ -1,10 +1,11 @@
 -- Applies lines of a worker once: only if its cursor stands where the worker believes it does.
 --
--- KEYS: 1 the worker's cursor, 2 how many rows each day has, 3 what was spent of each budget; then
+-- KEYS: 1 the worker's cursor, 2 how many rows each day has, 3 what was spent of each budget,
+--   4 what was charged for workers that seemed gone; then
 --   for each day its sums, its rows.
 -- ARGV: 1 base, the seq the worker believes in; 2 last, the seq after this; 3 "1": the journal is
 --   complete; 4 seconds the cursor is kept; 5 how many budgets are charged, and for each its id, the
---   least that was spent of it before (as somebody saw it) and the amount to add; then for each day: its number, when its sums and when
+--   least that was spent of it before (as somebody saw it) and the amount to add; the worker; then for each day: its number, when its sums and when
 --   its rows may go (epoch seconds), the rows (one text), how many rows, how many sums, and for each
 --   sum its field and the amount to add.
 -- Returns the cursor, and for how many seconds its journal has been complete (-1: it is not);
@@ -33,10 +34,16 @@ for place = 1, tonumber(ARGV[5]) do
   if tonumber(redis.call('HGET', KEYS[3], ARGV[at]) or 0) < tonumber(ARGV[at + 1]) then
     redis.call('HSET', KEYS[3], ARGV[at], ARGV[at + 1]) -- forgotten since
   end
-  spent[place] = redis.call('HINCRBY', KEYS[3], ARGV[at], ARGV[at + 2])
+  local field, add = ARGV[6 + 3 * ARGV[5]] .. ' ' .. ARGV[at], tonumber(ARGV[at + 2])
+  local estimated = math.min(add, tonumber(redis.call('HGET', KEYS[4], field) or 0))
+  if estimated > 0 and redis.call('HINCRBY', KEYS[4], field, -estimated) == 0 then
+    redis.call('HDEL', KEYS[4], field)
+  end
+  spent[place] = redis.call('HINCRBY', KEYS[3], ARGV[at], add - estimated)
   at = at + 3
 end
-for place = 4, #KEYS, 2 do
+at = at + 1
+for place = 5, #KEYS, 2 do
   local sums, rows = KEYS[place], KEYS[place + 1]
   local day, sums_end, rows_end, text, count, more =
     ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4], tonumber(ARGV[at + 5])

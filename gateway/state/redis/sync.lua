@@ -2,7 +2,8 @@
 -- word, on Redis's own clock. Times are whole microseconds. An account is one packed value.
 --
 -- KEYS: workers (sorted set, score: last heard), turns (hash), budgets (hash, nano-dollars spent),
---   then the account of each ask.
+--   estimates (hash, what was charged for a worker that is gone, until its lines come), then the
+--   account of each ask.
 -- ARGV[1], JSON: {worker, turn, heard, asks, groups, rules}
 --   ask: {kind, limit, burst or -1, floor, used, back, bound, want, {{before, after}, ...},
 --     spent, at least, as the worker saw it}
@@ -16,6 +17,7 @@ local call = cjson.decode(ARGV[1])
 local worker, turn, heard, asks, groups, rules = unpack(call)
 local SECOND = 1000000
 local WINDOW, SILENT, IDLE = rules.window, rules.silent * SECOND, rules.idle * SECOND
+local GONE = rules.gone * SECOND
 local MINUTE, NEVER, FORGOTTEN = 60 * SECOND, rules.never * SECOND, 86400 * SECOND
 
 local time = redis.call('TIME')
@@ -28,10 +30,16 @@ end
 -- Who lives. A clock that was set back makes everybody heard of just now.
 local beats, alive, names = {}, {}, {}
 local scores = redis.call('ZRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+-- Where nobody was heard, it was Redis that was away: whoever is dead is so from now on.
+local unheard = #scores > 0 and now - tonumber(scores[#scores]) > SILENT
 for i = 1, #scores, 2 do
   local name, at = scores[i], tonumber(scores[i + 1])
   if at > now + SECOND then
     at = now
+    redis.call('ZADD', KEYS[1], at, name)
+  end
+  if unheard and now - at <= FORGOTTEN then
+    at = now - SILENT - 1
     redis.call('ZADD', KEYS[1], at, name)
   end
   if now - at > FORGOTTEN then
@@ -154,12 +162,24 @@ local function load(key)
   return tally
 end
 
-local function bury(tally, kind)
+-- Its disk is gone with it, or it cannot reach us: the hold counts, and its lines only beyond that.
+local function estimate(tally, budget, name)
+  local held = tally.held[name] or 0
+  if held == 0 then return end
+  redis.call('HINCRBY', KEYS[3], budget, held)
+  redis.call('HINCRBY', KEYS[4], name .. ' ' .. budget, held)
+  redis.call('EXPIRE', KEYS[4], rules.kept)
+  tally.spent, tally.held[name] = tally.spent + held, nil
+end
+
+local function bury(tally, kind, account)
   local gone = {}
   for name in pairs(tally.held) do gone[name] = not alive[name] or nil end
   for name in pairs(tally.used) do gone[name] = not alive[name] or nil end
   for name in pairs(gone) do
-    if kind ~= 'budget' or not beats[name] then
+    if kind == 'budget' and beats[name] and now - beats[name] > GONE then
+      estimate(tally, account, name)
+    elseif kind ~= 'budget' or not beats[name] then
       local held = tally.held[name] or 0
       tally.held[name], tally.used[name], tally.back[name] = nil, nil, nil
       if kind == 'rpm' or kind == 'tpm' then add(tally, held) end
@@ -191,7 +211,7 @@ for place, ask in ipairs(asks) do
     kind = ask[1], limit = ask[2], burst = ask[3], floor = ask[4], used = ask[5], back = ask[6],
     bound = ask[7], want = ask[8],
   }
-  local tally = load(KEYS[3 + place])
+  local tally = load(KEYS[4 + place])
   tally.spent = 0
   if account.kind == 'budget' then
     tally.spent = tonumber(redis.call('HGET', KEYS[3], rules.names[place]) or 0)
@@ -201,7 +221,7 @@ for place, ask in ipairs(asks) do
     end
   end
   age(tally)
-  bury(tally, account.kind)
+  bury(tally, account.kind, rules.names[place])
   accounts[place], tallies[place], taken[place] = account, tally, 0
   rooms[place] = hear(tally, account, ask)
   tally.touched = now
@@ -287,7 +307,7 @@ for place, account in ipairs(accounts) do
   tally.spent = nil
   local life = math.max(IDLE, tally.tat - now)
   if account.kind == 'budget' and next(tally.held) then life = 400 * FORGOTTEN end
-  redis.call('SET', KEYS[3 + place], cmsgpack.pack(tally), 'PX', math.ceil(life / 1000))
+  redis.call('SET', KEYS[4 + place], cmsgpack.pack(tally), 'PX', math.ceil(life / 1000))
 end
 
 return {now, known, #names, rank, slices, verdicts}

@@ -12,15 +12,17 @@ from gateway.core.attempt import Demand, Reservation
 from gateway.core.events import Event
 from gateway.core.target import Account
 from gateway.state.accounts import Answer, Ask, Book, Caller, Full, StoreLost
-from gateway.state.redis.accounts import RedisAccounts
+from gateway.state.journal import Journal
+from gateway.state.redis.accounts import GONE, RULES, RedisAccounts
 from gateway.state.redis.connect import Link
+from gateway.state.redis.ledger import RedisLedger
 from gateway.state.redis.spent import BUDGETS
 from gateway.state.slices import HEARTBEAT, TICK, Slices
 from gateway.state.spare import AGAIN, Spare
 from tests.support.clock import ManualClock
 from tests.support.limits import Timed, at_once
 from tests.support.redis import RedisServer
-from tests.unit.state.make import budget, rpm, slots, tpm
+from tests.unit.state.make import budget, line, opening, rpm, slots, tpm
 
 ACCOUNTS = (rpm(9), rpm(30, burst=3, name="m"), tpm(100), slots(4), budget(60), rpm(0, name="no"))
 
@@ -61,8 +63,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> object:
 )
 @given(said=st.lists(calls(), min_size=1, max_size=20), late=st.booleans())
 def test_the_script_answers_as_the_maths_does(
-    shared: RedisServer, said: list[object], *, late: bool
+    shared: RedisServer, monkeypatch: pytest.MonkeyPatch, said: list[object], *, late: bool
 ) -> None:
+    monkeypatch.setitem(RULES, "gone", 1e6)  # in memory there is nobody whose disk is gone
     clock = ManualClock()
     book, there = Book(clock), RedisAccounts(Timed(shared.url, clock))
     book._sweep = lambda *_: None  # type: ignore[method-assign]  # Redis forgets by its own time
@@ -109,6 +112,46 @@ async def test_what_was_spent_of_a_budget_counts(server: RedisServer) -> None:
     ask = Ask(day, 0, 0, 0, 0, 5)
     answer = await RedisAccounts(link).sync(Caller("w1", 1, 0.0), [ask], [[(0, 10)]])
     assert (answer.slices[0].granted, answer.slices[0].rest) == (10, 0)
+    await link.close()
+
+
+async def test_what_a_worker_held_that_is_gone_with_its_disk_is_charged_and_its_lines_beyond_that(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    clock, day = ManualClock(), budget(1000)
+    accounts = RedisAccounts(Timed(server.url, clock))
+    link = Link(server.url, SystemClock(), lambda _: None, 2.0)
+    journal = Journal(tmp_path, "gone")
+    ledger = RedisLedger(journal, link, clock, lambda _: None)
+    turn = 0
+
+    async def left(worker: str, bound: int = 0) -> int:
+        nonlocal turn
+        turn += 1
+        asks = [Ask(day, 0, 0, 0, bound, 0)]
+        return (await accounts.sync(Caller(worker, turn, 0.0), asks, [])).slices[0].rest
+
+    async def live(seconds: int) -> None:
+        for _ in range(0, seconds, 10):
+            clock.advance(10.0)
+            await left("w1")
+
+    assert await left("gone", 300) == 700
+    await live(GONE - 60)
+    clock.advance(2.0 * GONE)  # Redis itself was away: that is no silence of the worker's
+    await live(GONE - 60)
+    assert await link.call("HGET", BUDGETS, day.id) is None
+    assert await left("w1") == 700
+    await live(120)
+    assert await left("w1") == 700
+    assert await link.call("HGET", BUDGETS, day.id) == b"300"
+    for number, nano_usd, spent in ((1, 200, b"300"), (2, 150, b"350"), (3, 5, b"355")):
+        ledger.open(opening(f"{number}.1", budgets=(day.id,)))
+        ledger.close(line(f"{number}.1", nano_usd=nano_usd))
+        assert await ledger.ship()
+        assert await link.call("HGET", BUDGETS, day.id) == spent
+    assert await left("w1") == 645
+    await ledger.leave()
     await link.close()
 
 
