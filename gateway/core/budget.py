@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from gateway.core.target import Account, AccountScope
 
 Per = Literal["request", "hour", "day", "month", "total"]
+COUNTED: tuple[Per, ...] = ("hour", "day", "month", "total")
 
 
 class Budget(NamedTuple):

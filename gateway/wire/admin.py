@@ -23,6 +23,8 @@ Small = Annotated[int, Meta(ge=1, le=1_000_000)]
 Moment = Annotated[str, Meta(description="RFC 3339, UTC", examples=["2027-01-01T00:00:00Z"])]
 Hex = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Role = Literal["client", "agent", "metrics", "admin"]
+Scope = Literal["team", "key", "user", "session", "provider", "target"]
+Period = Literal["hour", "day", "month", "total"]
 
 
 # What is asked
@@ -74,7 +76,9 @@ class LimitsQuery(json.Struct, forbid_unknown_fields=True, frozen=True):
         Annotated[str, Meta(pattern=NAME)] | None,
         Meta(description="of one key and its team; all if not said"),
     ] = None
-    limit: Annotated[int, Meta(ge=1, le=10_000, description="how many accounts")] = 1000
+    limit: Annotated[
+        int, Meta(ge=1, le=10_000, description="how many limits, and how many budgets")
+    ] = 1000
 
 
 class KeysQuery(json.Struct, forbid_unknown_fields=True, frozen=True):
@@ -210,24 +214,42 @@ class RequestsTold(TypedDict):
 
 
 class LimitTold(TypedDict):
-    """An account: `used` of `limit` (of its burst, where it has one), whole again in `reset_s`.
-
-    A budget counts nano-dollars.
-    """
+    """An account: `used` of `limit` (of its burst, where it has one), whole again in `reset_s`."""
 
     account: str
-    scope: Literal["team", "key", "user", "session", "provider", "target"]
+    scope: Scope
     name: str
-    kind: Literal["rpm", "tpm", "concurrency", "budget"]
+    kind: Literal["rpm", "tpm", "concurrency"]
     limit: int
     used: int
     remaining: int
     reset_s: float
 
 
+Dollars = Annotated[str, Meta(description="dollars, exact", examples=["0.000812"])]
+
+
+class BudgetTold(TypedDict):
+    """A budget in the period that runs. `used_usd` is spent, or held by requests under way.
+
+    Both figures are null while the ledger cannot be read.
+    """
+
+    account: str
+    scope: Scope
+    name: str
+    per: Period
+    hard: bool
+    limit_usd: Dollars
+    used_usd: Dollars | None
+    remaining_usd: Dollars | None
+    resets_at: Annotated[Moment | None, Meta(description="null: never")]
+
+
 class LimitsTold(TypedDict):
     limits: list[LimitTold]
-    more: Annotated[bool, Meta(description="there are more accounts than were asked for")]
+    budgets: list[BudgetTold]
+    more: Annotated[bool, Meta(description="there are more of either than were asked for")]
     silent: NotRequired[Silent]
 
 
