@@ -9,6 +9,7 @@ from gateway.wire import json
 
 Meta = json.Meta
 
+AMOUNT = r"^[0-9]{1,7}(\.[0-9]{1,9})?$"
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 MOMENT = r"^\d{4}-\d{2}-\d{2}(T\d{2}:\d{2}:\d{2}(\.\d{1,6})?(Z|[+-]\d{2}:\d{2}))?$"
 
@@ -25,6 +26,7 @@ Hex = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Role = Literal["client", "agent", "metrics", "admin"]
 Scope = Literal["team", "key", "user", "session", "provider", "target"]
 Period = Literal["hour", "day", "month", "total"]
+Per = Literal["request", "hour", "day", "month", "total"]
 
 
 # What is asked
@@ -38,6 +40,17 @@ class LimitsBody(json.Struct, forbid_unknown_fields=True, frozen=True):
     concurrency: Annotated[Small | None, Meta(description="requests at a time")] = None
 
 
+class BudgetBody(json.Struct, forbid_unknown_fields=True, frozen=True):
+    """A budget of the key's own. It only narrows its tier's, or its team's."""
+
+    usd: Annotated[
+        str,
+        Meta(pattern=AMOUNT, description="dollars, more than 0 and at most 9,000,000"),
+    ]
+    per: Per
+    hard: Annotated[bool, Meta(description="never passed")] = True
+
+
 class KeyBody(json.Struct, forbid_unknown_fields=True, frozen=True):
     """A key as it has to be. What is left out is none: the whole key is described each time."""
 
@@ -48,6 +61,9 @@ class KeyBody(json.Struct, forbid_unknown_fields=True, frozen=True):
         Meta(description="what it may call; all, or its team's, if not said"),
     ] = None
     limits: LimitsBody = LimitsBody()
+    budgets: Annotated[
+        tuple[BudgetBody, ...], Meta(max_length=5, description="its own, one for each period")
+    ] = ()
     role: Role = "client"
     expires: Annotated[
         Annotated[str, Meta(pattern=MOMENT, max_length=40)] | None,
@@ -279,6 +295,12 @@ class BreakerTold(TypedDict):
     silent: NotRequired[Silent]
 
 
+class OwnBudgetTold(TypedDict):
+    usd: Dollars
+    per: Per
+    hard: bool
+
+
 class KeyTold(TypedDict):
     """A key without its secret, which is kept nowhere."""
 
@@ -290,6 +312,7 @@ class KeyTold(TypedDict):
     team: str | None
     chains: Annotated[list[str] | None, Meta(description="null: all, or its team's")]
     limits: Annotated[dict[str, int], Meta(description="its own; they narrow its tier's")]
+    budgets: Annotated[list[OwnBudgetTold], Meta(description="its own; they narrow its tier's")]
     expires: Moment | None
     created: Moment | None
     revoked: Moment | None
