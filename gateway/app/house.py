@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import Self
 
 from chaos.upstream import Upstream
+from gateway.app.headroom import Headroom
 from gateway.app.operator import Operator
 from gateway.app.readiness import Readiness
 from gateway.app.source import Source
@@ -407,7 +408,7 @@ class House:
             chat=chat,
             embeddings=embeddings,
             models=lambda principal: allowed(principal, snapshot),
-            usage=Usage(state.books, state.limiter),
+            usage=Usage(state.books, Headroom(state.books, state.limiter, clock)),
             authenticate=authenticate,
             end=recall.end,
             parked=park,

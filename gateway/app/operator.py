@@ -6,8 +6,9 @@ A key's secret is told in the answer that made it.
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from gateway.app.headroom import Headroom
 from gateway.app.key_room import KeyRoom
 from gateway.app.readiness import Readiness
 from gateway.clock import Clock
@@ -16,16 +17,17 @@ from gateway.config.show import show
 from gateway.core.audit import Act
 from gateway.core.events import Reloaded
 from gateway.core.key_told import moment
-from gateway.core.ports import Limiter
 from gateway.core.principal import Principal
 from gateway.core.snapshot import Snapshot
-from gateway.core.target import Account, Target
+from gateway.core.target import Target
 from gateway.pipeline.queue import Queue
 from gateway.server.doors import Override
 from gateway.state.embedded.open import EmbeddedState
 from gateway.telemetry.metrics import Metrics
 from gateway.wire import json
-from gateway.wire.admin import AuditTold, LimitsTold, LimitTold
+from gateway.wire.admin import AuditTold, LimitsTold
+
+T = TypeVar("T")
 
 
 class Inside(Protocol):
@@ -52,6 +54,7 @@ class Operator:
 
     def __init__(self, inside: Inside) -> None:
         self._inside = inside
+        self._headroom = Headroom(inside.state.books, inside.state.limiter, inside.clock)
         self.keys = KeyRoom(inside.state.register, lambda: inside.snapshot, inside.clock)
 
     def status(self) -> Mapping[str, Any]:
@@ -119,37 +122,37 @@ class Operator:
             told["lacks"] = sorted(standing.lacks)
         return told
 
-    def limits(self, key: str | None, most: int) -> LimitsTold | None:
+    async def limits(self, key: str | None, most: int) -> LimitsTold | None:
         """Headroom: of a key and its team, or of everybody's accounts, the upstreams' included."""
-        source: Iterable[Account] = self._accounts()
-        if key is not None:
-            principal = self._principal(key)
-            if principal is None:
+        holders: Sequence[Target | Principal]
+        if key is None:
+            principals = list(self._principals())
+            holders = [*self._inside.snapshot.targets.values(), *principals]
+        else:
+            found = self._principal(key)
+            if found is None:
                 return None
-            source = principal.accounts
-        found: dict[str, Account] = {}
-        for account in source:
-            found.setdefault(account.id, account)
-            if len(found) > most:
-                break
-        accounts = list(found.values())
+            holders = principals = [found]
+        whose = (allowance for one in principals for allowance in one.budgets)
+        windows = self._headroom.windows(whose)
+        accounts = _first(most + 1, ((a.id, a) for one in holders for a in one.accounts))
+        budgets = _first(most + 1, ((one.account.id, one) for one in windows))
         return {
-            "limits": limits_told(self._inside.state.limiter, accounts[:most]),
-            "more": len(accounts) > most,
+            "limits": self._headroom.limits(accounts[:most]),
+            "budgets": await self._headroom.budgets(budgets[:most]),
+            "more": max(len(accounts), len(budgets)) > most,
         }
 
-    def _accounts(self) -> Iterator[Account]:
-        """Targets' and providers', teams', keys' of the file, keys' of the store."""
+    def _principals(self) -> Iterator[Principal]:
+        """Teams, keys of the file, keys of the store."""
         snapshot = self._inside.snapshot
-        for target in snapshot.targets.values():
-            yield from target.accounts
         for team in snapshot.teams.values():
-            yield from team.principal.accounts
+            yield team.principal
         for key in snapshot.keys:
-            yield from key.principal.accounts
+            yield key.principal
         for _, principal in self._inside.state.register.stored():
             if principal is not None:
-                yield from principal.accounts
+                yield principal
 
     def _principal(self, name: str) -> Principal | None:
         for key in self._inside.snapshot.keys:
@@ -216,23 +219,11 @@ class Operator:
         return {"set": to, "targets": [self._target(one) for one in mine]}
 
 
-def limits_told(limiter: Limiter, accounts: Sequence[Account]) -> list[LimitTold]:
-    """What is used and what is left of each; looks only."""
-    return [
-        {
-            "account": room.account.id,
-            "scope": room.account.scope,
-            "name": room.account.name,
-            "kind": room.account.kind,
-            "limit": room.account.limit,
-            "used": max(0, _whole(room.account) - room.remaining),
-            "remaining": room.remaining,
-            "reset_s": round(room.reset, 3),
-        }
-        for room in limiter.headroom(accounts)
-    ]
-
-
-def _whole(account: Account) -> int:
-    """What is there when nothing is used: with a burst, that many at once."""
-    return account.limit if account.burst is None else account.burst
+def _first(n: int, named: Iterable[tuple[str, T]]) -> list[T]:
+    """The first `n` of different names."""
+    found: dict[str, T] = {}
+    for name, one in named:
+        found.setdefault(name, one)
+        if len(found) == n:
+            break
+    return list(found.values())

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from gateway.app.operator import limits_told
-from gateway.core.ports import Books, Limiter
+from gateway.app.headroom import Headroom
+from gateway.core.ports import Books
 from gateway.core.principal import Principal
 from gateway.core.usage import Cost, Spent
 
@@ -14,16 +14,17 @@ class Usage:
 
     Args:
         books: sums of the ledger.
-        limiter: headroom.
+        headroom: of the caller's limits and budgets.
     """
 
-    def __init__(self, books: Books, limiter: Limiter) -> None:
+    def __init__(self, books: Books, headroom: Headroom) -> None:
         self._books = books
-        self._limiter = limiter
+        self._headroom = headroom
 
     async def __call__(self, principal: Principal) -> Mapping[str, Any]:
         """Raises gateway.errors.Overloaded: the ledger cannot be read now."""
         spending = await self._books.spending(principal.key_id)
+        windows = list(self._headroom.windows(principal.budgets))
         return {
             "object": "usage",
             "key": principal.key_id,
@@ -31,7 +32,8 @@ class Usage:
             "today": _told(spending.today),
             "month": _told(spending.month),
             "total": _told(spending.total),
-            "limits": limits_told(self._limiter, principal.accounts),
+            "limits": self._headroom.limits(principal.accounts),
+            "budgets": await self._headroom.budgets(windows),
         }
 
 

@@ -16,6 +16,7 @@ from gateway.cli.local import configuration
 from gateway.cli.store import keys_of
 from gateway.cli.when import DAY, as_moment, as_span, iso
 from gateway.clock import SystemClock
+from gateway.core.budget import COUNTED, MOST_USD, Budget, Per, amount
 from gateway.core.key_told import all_told
 from gateway.core.keys import KeyTaken, KeyTerms, LimitRow, MadeKey, NoSuchKey, StoredKey
 from gateway.core.snapshot import Snapshot
@@ -23,6 +24,8 @@ from gateway.core.terms import declared, objection
 from gateway.state.embedded.keys import KeyStore
 from gateway.wire.admin import MOST_OVERLAP, KeyTold
 
+PERS: tuple[Per, ...] = ("request", *COUNTED)
+PERIODS: Mapping[str, Per] = {one: one for one in PERS}
 ROLES = ("client", "agent", "metrics", "admin")
 STYLES = {"active": screen.GOOD, "expired": screen.WARN, "revoked": screen.BAD}
 
@@ -41,6 +44,13 @@ def command() -> None:
 @click.option("--tpm", type=click.IntRange(1), help="Tokens a minute; only narrows.")
 @click.option("--concurrency", type=click.IntRange(1), help="Requests at a time; only narrows.")
 @click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    metavar="20/day",
+    help="Dollars a request, hour, day, month or in total; only narrows. May be repeated.",
+)
+@click.option(
     "--expires", callback=as_moment, metavar="30d|DATE", help="When it ends (DATE: its end)."
 )
 @click.option("--role", type=click.Choice(ROLES), default="client", show_default=True)
@@ -56,6 +66,7 @@ def create(**said: Any) -> None:
         limits=_limits(said),
         role=said["role"],
         expires=_end(said["expires"]),
+        budgets=tuple(_budget(text) for text in said["budgets"]),
     )
     wrong = objection(name, terms, snapshot, SystemClock().now())
     if wrong is not None:
@@ -73,6 +84,7 @@ def create(**said: Any) -> None:
                 limits=terms.limits,
                 expires=terms.expires,
                 role=terms.role,
+                budgets=terms.budgets,
             )
     except KeyTaken:
         raise _taken(name, store) from None
@@ -214,6 +226,18 @@ def _limits(said: Mapping[str, Any]) -> tuple[LimitRow, ...]:
     return tuple(rows)
 
 
+def _budget(text: str) -> Budget:
+    """`20/day`: dollars and a period."""
+    usd, _, period = text.partition("/")
+    nano_usd, per = amount(usd), PERIODS.get(period)
+    if nano_usd is None or per is None:
+        what = (
+            f"{text[:80]!r} is no budget: dollars, at most {MOST_USD:,}, per {'|'.join(PERIODS)}."
+        )
+        raise Stop(what, "--budget 20/day", USAGE)
+    return Budget(per, nano_usd)
+
+
 def _end(expires: tuple[float | None, float | None] | None) -> float | None:
     """Epoch seconds: a span from now, or the end of a day."""
     if expires is None:
@@ -249,7 +273,12 @@ def _taken(name: str, store: KeyStore) -> Stop:
 
 
 def _row(key: KeyTold) -> Sequence[Any]:
-    limits = " ".join(f"{kind}={limit}" for kind, limit in key["limits"].items())
+    limits = " ".join(
+        [
+            *(f"{kind}={limit}" for kind, limit in key["limits"].items()),
+            *(f"${one['usd']}/{one['per']}" for one in key["budgets"]),
+        ]
+    )
     return (
         key["name"],
         f"gk_{key['id']}_…" if key["id"] else "",

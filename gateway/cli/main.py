@@ -25,7 +25,7 @@ COMMANDS = {
     "env": "Print the lines that point a client at the gateway.",
     "status": "Show chains, breakers, requests in flight, configuration.",
     "why": "Tell one request's story: attempts, causes, times, cost.",
-    "limits": "Show what is used and what is left of each limit.",
+    "limits": "Show what is used and what is left of each limit and budget.",
     "keys": "Create, list, show, rotate and revoke caller keys.",
     "audit": "Show who did what, and whether that log is whole.",
     "spend": "Report what was spent; hold a provider's export against it.",

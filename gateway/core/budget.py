@@ -4,14 +4,19 @@ The period is part of an account's id, so a new one begins with a new account: n
 reset, and a request that runs over midnight is counted where it began.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Literal, NamedTuple
 
 from gateway.core.target import Account, AccountScope
+from gateway.wire.admin import AMOUNT
 
 Per = Literal["request", "hour", "day", "month", "total"]
+COUNTED: tuple[Per, ...] = ("hour", "day", "month", "total")
+MOST_USD = 9_000_000
 
 
 class Budget(NamedTuple):
@@ -77,6 +82,14 @@ def allowances(
     """Each budget as somebody's own; `owner` if the name alone does not tell them apart."""
     whose = f"{scope}:{name}" if owner is None else owner
     return tuple(Allowance(whose, scope, name, budget) for budget in budgets)
+
+
+def amount(usd: str) -> int | None:
+    """Nano-dollars; None: no plain decimal, finer than 9 decimals, 0, or more than MOST_USD."""
+    if not re.fullmatch(AMOUNT.removeprefix("^").removesuffix("$"), usd):
+        return None
+    found = Decimal(usd)
+    return int(found * 1_000_000_000) if 0 < found <= MOST_USD else None
 
 
 def narrowed(outer: Iterable[Budget], own: Iterable[Budget]) -> tuple[Budget, ...]:

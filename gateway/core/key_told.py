@@ -1,10 +1,13 @@
 """A key as it is shown, by the command line and the admin API alike: never its secret."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from gateway.core.budget import Budget
 from gateway.core.keys import StoredKey
 from gateway.core.snapshot import DeclaredKey, Snapshot
-from gateway.wire.admin import KeyTold
+from gateway.core.usage import Cost
+from gateway.wire.admin import KeyTold, OwnBudgetTold
 
 LAST = 253_402_300_799.0  # 9999-12-31 23:59:59 UTC
 
@@ -27,6 +30,7 @@ def stored_told(key: StoredKey, now: float) -> KeyTold:
         "team": key.team,
         "chains": None if key.chains is None else list(key.chains),
         "limits": {kind: limit for kind, limit, _ in key.limits},
+        "budgets": _budgets(key.budgets),
         "expires": _moment(key.expires),
         "created": _moment(key.created),
         "revoked": _moment(key.revoked),
@@ -48,6 +52,7 @@ def declared_told(key: DeclaredKey, now: float) -> KeyTold:
         "team": principal.team,
         "chains": None if principal.chains is None else list(principal.chains),
         "limits": {a.kind: a.limit for a in principal.accounts if a.scope == "key"},
+        "budgets": _budgets(one.budget for one in principal.budgets if one.scope == "key"),
         "expires": _moment(key.expires),
         "created": None,
         "revoked": None,
@@ -60,6 +65,10 @@ def moment(seconds: float) -> str:
     """`2027-01-01T00:00:00Z`: RFC 3339, whole seconds."""
     shown = datetime.fromtimestamp(min(seconds, LAST), UTC).replace(microsecond=0)
     return shown.isoformat().replace("+00:00", "Z")
+
+
+def _budgets(said: Iterable[Budget]) -> list[OwnBudgetTold]:
+    return [{"usd": Cost(one.nano_usd).dollars(), "per": one.per, "hard": one.hard} for one in said]
 
 
 def _moment(seconds: float | None) -> str | None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from gateway.core.audit import AuditLine
+from gateway.core.budget import Budget
 from gateway.core.principal import Credential, Role
 from gateway.core.target import AccountKind, Secret
 
@@ -45,6 +46,7 @@ class KeyTerms:
     limits: tuple[LimitRow, ...] = ()
     role: Role = "client"
     expires: float | None = None
+    budgets: tuple[Budget, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,19 @@ class StoredKey:
     expires: float | None
     created: float
     revoked: float | None
+    budgets: tuple[Budget, ...] = ()
 
     @property
     def terms(self) -> KeyTerms:
-        return KeyTerms(self.tier, self.team, self.chains, self.limits, self.role, self.expires)
+        return KeyTerms(
+            self.tier,
+            self.team,
+            self.chains,
+            self.limits,
+            self.role,
+            self.expires,
+            self.budgets,
+        )
 
     def state(self, now: float) -> Literal["active", "expired", "revoked"]:
         if self.revoked is not None:

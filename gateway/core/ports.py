@@ -184,6 +184,10 @@ class Books(Protocol):
         """Of one key. Raises gateway.errors.Overloaded: `store_unavailable`, or too many ask."""
         ...
 
+    async def budgets(self, ids: Sequence[str]) -> dict[str, int]:
+        """Nano-dollars spent of those budgets of which anything was. Raises as `spending`."""
+        ...
+
 
 class Health(Protocol):
     """Breakers, throttles, keys aside, learnt abilities: asked on every request, never waits."""

@@ -7,8 +7,10 @@ import difflib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from gateway.core.budget import Budget
 from gateway.core.keys import NAME, KeyTerms, LimitRow
 from gateway.core.snapshot import Snapshot
+from gateway.core.usage import Cost
 
 LATEST = 253_370_764_800.0  # 9999-01-01: a later moment cannot be written down
 MOST_CHAINS = 1_000
@@ -41,6 +43,7 @@ def _objections(name: str, terms: KeyTerms, snapshot: Snapshot, now: float) -> I
     yield from _unknown("chain", terms.chains or (), snapshot.chains)
     yield from _beyond_team(terms, snapshot)
     yield from _wider(terms, snapshot)
+    yield from _dearer(terms, snapshot)
     if terms.expires is not None and terms.expires <= now:
         yield Objection("expires", "That day is over.", "take a day to come")
     if terms.expires is not None and terms.expires > LATEST:
@@ -90,3 +93,30 @@ def _wider(terms: KeyTerms, snapshot: Snapshot) -> Iterator[Objection]:
             said = f"{kind} {limit} is wider than the {bound} of {owner}: a key only narrows."
             remedy = f"say {bound} or less, or leave it out"
             yield Objection(f"limits.{kind}", said, remedy)
+
+
+def _dearer(terms: KeyTerms, snapshot: Snapshot) -> Iterator[Objection]:
+    """Own budgets against each other and those of the key's tier, else of its team's."""
+    owner, theirs = "", tuple[Budget, ...]()
+    if tier := snapshot.tiers.get(terms.tier or ""):
+        owner, theirs = f"the tier {terms.tier}", tier.budgets
+    elif team := snapshot.teams.get(terms.team or ""):
+        owner = f"the team {terms.team}"
+        theirs = tuple(one.budget for one in team.principal.budgets)
+    bounds = {budget.per: budget for budget in theirs}
+    seen = set[str]()
+    for own in terms.budgets:
+        bound = bounds.get(own.per, own)
+        most = Cost(bound.nano_usd).dollars()
+        if own.per in seen:
+            yield Objection("budgets", f"Two budgets per {own.per}.", "keep one of them")
+        elif own.nano_usd > bound.nano_usd:
+            asked = Cost(own.nano_usd).dollars()
+            said = (
+                f"${asked} per {own.per} is more than the ${most} of {owner}: a key only narrows."
+            )
+            yield Objection("budgets", said, f"say {most} or less, or leave it out")
+        elif bound.hard and not own.hard:
+            said = f"The budget per {own.per} of {owner} is hard: a key only narrows."
+            yield Objection("budgets", said, "leave out hard, or say true")
+        seen.add(own.per)

@@ -8,7 +8,17 @@ from datetime import UTC, datetime
 from urllib.parse import quote
 
 from gateway.core.attempt import Demand, Headroom
-from gateway.core.budget import Allowance, Per, Period, Purse, Window, allowances, period, window
+from gateway.core.budget import (
+    COUNTED,
+    Allowance,
+    Per,
+    Period,
+    Purse,
+    Window,
+    allowances,
+    period,
+    window,
+)
 from gateway.core.plan import Facts, Try
 from gateway.core.principal import Principal
 from gateway.core.request import Request
@@ -21,7 +31,6 @@ KEPT = 4096  # callers whose accounts are remembered for the hour
 TOKENS_A_MESSAGE = 16  # at most, beside its text
 TOKENS_AN_IMAGE = 3_000  # at most
 SHOWN = 80  # characters of a user or session in a message
-COUNTED: tuple[Per, ...] = ("hour", "day", "month", "total")
 BOUND_PARTS = frozenset({"text", "refusal", "image_url"})
 # What an upstream adds to the prompt by itself: nobody knows how much.
 UNBOUND = frozenset({"web_search_options"})

@@ -188,7 +188,7 @@ class AdminDesk(Desk):
 
     async def _limits(self, call: Incoming, name: str, query: str) -> Answer:
         asked = query_of(query, LimitsQuery)
-        told = self._admin.limits(asked.key, asked.limit)
+        told = await self._admin.limits(asked.key, asked.limit)
         if told is None:
             raise NotFound("There is no such key. GET /admin/keys lists them.", param="key")
         target = f"/admin/limits?limit={asked.limit}" + (f"&key={asked.key}" if asked.key else "")

@@ -76,8 +76,11 @@ class Admin(Protocol):
 
     def chains(self) -> Mapping[str, Any]: ...
 
-    def limits(self, key: str | None, most: int) -> LimitsTold | None:
-        """Headroom of at most `most` accounts, or of a key and its team; None: no such key."""
+    async def limits(self, key: str | None, most: int) -> LimitsTold | None:
+        """Headroom of at most `most` accounts, and as many budgets, or of a key and its team.
+
+        None: no such key.
+        """
         ...
 
     async def audit(self, most: int, before: int | None) -> AuditTold:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from gateway.core.audit import FORBIDDEN, Act, Verb
+from gateway.core.budget import MOST_USD, Budget, amount
 from gateway.core.keys import KeyTerms, LimitRow
 from gateway.core.snapshot import ServerSettings
 from gateway.core.target import AccountKind
@@ -12,7 +13,7 @@ from gateway.errors import InvalidRequest, NotAllowed, NotFound
 from gateway.server.asked import body_of, query_of
 from gateway.server.doors import Admin
 from gateway.server.incoming import Incoming
-from gateway.wire.admin import MOMENT, KeyBody, KeysQuery, RotateBody
+from gateway.wire.admin import MOMENT, BudgetBody, KeyBody, KeysQuery, RotateBody
 
 WRITES: dict[str, Verb] = {
     "put_key": "key.create",
@@ -77,7 +78,19 @@ def terms_of(body: KeyBody) -> KeyTerms:
     limits: tuple[LimitRow, ...] = tuple((kind, n, None) for kind, n in said if n is not None)
     chains = None if body.chains is None else tuple(body.chains)
     expires = None if body.expires is None else _moment(body.expires)
-    return KeyTerms(body.tier, body.team, chains, limits, body.role, expires)
+    budgets = tuple(_budget(one) for one in body.budgets)
+    return KeyTerms(body.tier, body.team, chains, limits, body.role, expires, budgets)
+
+
+def _budget(said: BudgetBody) -> Budget:
+    nano_usd = amount(said.usd)
+    if nano_usd is None:
+        raise InvalidRequest(
+            f"A budget is more than 0 dollars and at most {MOST_USD:,}, with at most 9 decimals:"
+            ' {"usd": "20", "per": "day"}. To let nobody in, revoke the key.',
+            param="budgets",
+        )
+    return Budget(said.per, nano_usd, said.hard)
 
 
 def _moment(text: str) -> float:

@@ -1,6 +1,7 @@
 """Several workers' answers to one question of an operator, as one. Pure."""
 
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 Answer = Mapping[str, Any]
@@ -83,7 +84,7 @@ def _worst(targets: Sequence[Answer]) -> dict[str, Any]:
 
 
 def limits(told: Told) -> Answer:
-    """Each account where least is left of it."""
+    """Each account, and each budget, where least is left of it."""
     rows: dict[str, dict[str, Any]] = {}
     for one in _there(told):
         for row in one["limits"]:
@@ -91,8 +92,20 @@ def limits(told: Told) -> Answer:
             least["used"] = max(least["used"], row["used"])
             least["remaining"] = min(least["remaining"], row["remaining"])
             least["reset_s"] = max(least["reset_s"], row["reset_s"])
+    budgets: dict[str, dict[str, Any]] = {}
+    for one in _there(told):
+        for row in one["budgets"]:
+            before = budgets.setdefault(row["account"], row)
+            if _used(row) > _used(before):
+                budgets[row["account"]] = row
     more = any(one["more"] for one in _there(told))
-    return {"limits": list(rows.values()), "more": more, **_untold(told)}
+    whole = {"limits": list(rows.values()), "budgets": list(budgets.values()), "more": more}
+    return {**whole, **_untold(told)}
+
+
+def _used(budget: Mapping[str, Any]) -> Decimal:
+    """Dollars; who could not read the ledger knows less than anybody."""
+    return Decimal(-1 if budget["used_usd"] is None else budget["used_usd"])
 
 
 def requests(most: int) -> Fold:

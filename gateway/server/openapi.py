@@ -48,7 +48,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "request": Operation("One request's story.", admin.Story, refusals=(404,)),
     "chains": Operation("Chains, targets, breakers.", admin.ChainsTold),
     "limits": Operation(
-        "What is used and what is left of each limit.",
+        "What is used and what is left of each limit and budget.",
         admin.LimitsTold,
         query=admin.LimitsQuery,
         refusals=(404,),

@@ -9,6 +9,7 @@ from gateway.wire import json
 
 Meta = json.Meta
 
+AMOUNT = r"^[0-9]{1,7}(\.[0-9]{1,9})?$"
 NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 MOMENT = r"^\d{4}-\d{2}-\d{2}(T\d{2}:\d{2}:\d{2}(\.\d{1,6})?(Z|[+-]\d{2}:\d{2}))?$"
 
@@ -23,6 +24,9 @@ Small = Annotated[int, Meta(ge=1, le=1_000_000)]
 Moment = Annotated[str, Meta(description="RFC 3339, UTC", examples=["2027-01-01T00:00:00Z"])]
 Hex = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Role = Literal["client", "agent", "metrics", "admin"]
+Scope = Literal["team", "key", "user", "session", "provider", "target"]
+Period = Literal["hour", "day", "month", "total"]
+Per = Literal["request", "hour", "day", "month", "total"]
 
 
 # What is asked
@@ -36,6 +40,17 @@ class LimitsBody(json.Struct, forbid_unknown_fields=True, frozen=True):
     concurrency: Annotated[Small | None, Meta(description="requests at a time")] = None
 
 
+class BudgetBody(json.Struct, forbid_unknown_fields=True, frozen=True):
+    """A budget of the key's own. It only narrows its tier's, or its team's."""
+
+    usd: Annotated[
+        str,
+        Meta(pattern=AMOUNT, description="dollars, more than 0 and at most 9,000,000"),
+    ]
+    per: Per
+    hard: Annotated[bool, Meta(description="never passed")] = True
+
+
 class KeyBody(json.Struct, forbid_unknown_fields=True, frozen=True):
     """A key as it has to be. What is left out is none: the whole key is described each time."""
 
@@ -46,6 +61,9 @@ class KeyBody(json.Struct, forbid_unknown_fields=True, frozen=True):
         Meta(description="what it may call; all, or its team's, if not said"),
     ] = None
     limits: LimitsBody = LimitsBody()
+    budgets: Annotated[
+        tuple[BudgetBody, ...], Meta(max_length=5, description="its own, one for each period")
+    ] = ()
     role: Role = "client"
     expires: Annotated[
         Annotated[str, Meta(pattern=MOMENT, max_length=40)] | None,
@@ -74,7 +92,9 @@ class LimitsQuery(json.Struct, forbid_unknown_fields=True, frozen=True):
         Annotated[str, Meta(pattern=NAME)] | None,
         Meta(description="of one key and its team; all if not said"),
     ] = None
-    limit: Annotated[int, Meta(ge=1, le=10_000, description="how many accounts")] = 1000
+    limit: Annotated[
+        int, Meta(ge=1, le=10_000, description="how many limits, and how many budgets")
+    ] = 1000
 
 
 class KeysQuery(json.Struct, forbid_unknown_fields=True, frozen=True):
@@ -210,24 +230,42 @@ class RequestsTold(TypedDict):
 
 
 class LimitTold(TypedDict):
-    """An account: `used` of `limit` (of its burst, where it has one), whole again in `reset_s`.
-
-    A budget counts nano-dollars.
-    """
+    """An account: `used` of `limit` (of its burst, where it has one), whole again in `reset_s`."""
 
     account: str
-    scope: Literal["team", "key", "user", "session", "provider", "target"]
+    scope: Scope
     name: str
-    kind: Literal["rpm", "tpm", "concurrency", "budget"]
+    kind: Literal["rpm", "tpm", "concurrency"]
     limit: int
     used: int
     remaining: int
     reset_s: float
 
 
+Dollars = Annotated[str, Meta(description="dollars, exact", examples=["0.000812"])]
+
+
+class BudgetTold(TypedDict):
+    """A budget in the period that runs. `used_usd` is spent, or held by requests under way.
+
+    Both figures are null while the ledger cannot be read.
+    """
+
+    account: str
+    scope: Scope
+    name: str
+    per: Period
+    hard: bool
+    limit_usd: Dollars
+    used_usd: Dollars | None
+    remaining_usd: Dollars | None
+    resets_at: Annotated[Moment | None, Meta(description="null: never")]
+
+
 class LimitsTold(TypedDict):
     limits: list[LimitTold]
-    more: Annotated[bool, Meta(description="there are more accounts than were asked for")]
+    budgets: list[BudgetTold]
+    more: Annotated[bool, Meta(description="there are more of either than were asked for")]
     silent: NotRequired[Silent]
 
 
@@ -257,6 +295,12 @@ class BreakerTold(TypedDict):
     silent: NotRequired[Silent]
 
 
+class OwnBudgetTold(TypedDict):
+    usd: Dollars
+    per: Per
+    hard: bool
+
+
 class KeyTold(TypedDict):
     """A key without its secret, which is kept nowhere."""
 
@@ -268,6 +312,7 @@ class KeyTold(TypedDict):
     team: str | None
     chains: Annotated[list[str] | None, Meta(description="null: all, or its team's")]
     limits: Annotated[dict[str, int], Meta(description="its own; they narrow its tier's")]
+    budgets: Annotated[list[OwnBudgetTold], Meta(description="its own; they narrow its tier's")]
     expires: Moment | None
     created: Moment | None
     revoked: Moment | None

@@ -203,6 +203,19 @@ def test_limits_of_everybody_are_told_those_of_stored_keys_too(house):
     assert house.admin("/admin/limits?key=nobody", expect=(404,)) is None
 
 
+def test_a_budget_put_on_a_key_binds_it_until_it_is_put_away(house):
+    poor = {"team": "us", "budgets": [{"usd": "0.000000001", "per": "day"}]}
+    told = manage(house, "PUT", "/admin/keys/alice", poor)[1]
+    assert told["key"]["budgets"] == [{"usd": "0.000000001", "per": "day", "hard": True}]
+    refused = ask(house.port, chat("smart", max_tokens=5), x_api_key=told["secret"])
+    assert (refused.status, refused.error["code"]) == (429, "insufficient_quota")
+    (row,) = usage(house, told["secret"]).json()["budgets"]
+    assert (row["limit_usd"], row["remaining_usd"]) == ("0.000000001",) * 2
+    manage(house, "PUT", "/admin/keys/alice", {"team": "us"})
+    assert ask(house.port, chat("smart", max_tokens=5), x_api_key=told["secret"]).status == 200
+    assert usage(house, told["secret"]).json()["budgets"] == []
+
+
 def test_a_key_sees_its_own_usage_and_no_other(house):
     secret = manage(house, "PUT", "/admin/keys/alice", {"team": "us", "limits": {"rpm": 9}})[1][
         "secret"

@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import sqlite3
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from chaos import faults
 from chaos.answers import Manner
 from chaos.upstream import UpstreamThread
-from tests.integration.rig import Gateway, Leaping, ask, chat, declared, provider
+from tests.integration.rig import Gateway, Leaping, Line, ask, chat, declared, post, provider
 from tests.support.processes import Nursery
 
 TOKENS = 50  # of every answer, and the most that is asked for
@@ -104,6 +104,51 @@ def test_a_spent_budget_is_refused_until_its_period_ends_and_counts_what_the_led
         )
         gateway.leap((ends - today).total_seconds())
         assert call(gateway).status == 200
+
+
+def test_callers_and_operators_see_what_is_left_of_each_budget_through_a_restart(sim, tmp_path):
+    text = (
+        f"tiers:\n  t: {{budgets: [{{usd: {dollars(3 * EACH)}, per: day}},"
+        " {usd: 1, per: request}]}\n"
+        f"  us: {{budgets: [{{usd: 2, per: total, hard: false}}]}}\nteams: {{us: {{tier: us}}}}\n"
+        "keys:\n" + declared("k", "tier: t, team: us") + declared("other", "tier: t")
+    )
+    for before in (0, 1):
+        with house(sim, tmp_path, text) as gateway:
+
+            def told(who):
+                with Line(gateway.port) as line:
+                    line.send(post(b"", "/v1/usage", x_api_key=who).replace(b"POST", b"GET", 1))
+                    return line.answer("GET").json()["budgets"]
+
+            today = datetime.fromtimestamp(gateway.house.clock.now(), UTC)
+            day, team = told("k")
+            assert [row["used_usd"] for row in (day, team)] == [dollars(before * EACH)] * 2
+            assert call(gateway).status == 200
+            gateway.at_rest()
+            day, team = told("k")
+            used = (before + 1) * EACH
+            midnight = today.replace(hour=0, minute=0, second=0) + timedelta(days=1)
+            assert day == {
+                "account": f"key:k:budget:day:{today:%Y-%m-%d}",
+                "scope": "key",
+                "name": "k",
+                "per": "day",
+                "hard": True,
+                "limit_usd": dollars(3 * EACH),
+                "used_usd": dollars(used),
+                "remaining_usd": dollars(3 * EACH - used),
+                "resets_at": f"{midnight:%Y-%m-%dT%H:%M:%SZ}",
+            }
+            assert (team["account"], team["hard"], team["resets_at"]) == (
+                "team:us:budget:total", False, None
+            )  # fmt: skip
+            assert team["remaining_usd"] == dollars(2 * 10**9 - used)
+            assert [row["used_usd"] for row in told("other")] == ["0"]
+            assert gateway.admin("/admin/limits?key=k")["budgets"] == [day, team]
+            everybody = gateway.admin("/admin/limits")["budgets"]
+            assert everybody == [team, day, *told("other")]
+            assert gateway.admin("/admin/limits?limit=2")["more"]
 
 
 def test_the_message_names_the_largest_max_tokens_that_fits(sim, tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 from gateway.core.audit import Act, AuditLine, Verb
+from gateway.core.budget import Budget
 from gateway.core.keys import (
     Change,
     KeyTaken,
@@ -17,6 +18,7 @@ from gateway.core.keys import (
     StoredKey,
     make_key,
 )
+from gateway.core.usage import Cost
 from gateway.state.embedded.audit import append
 from gateway.state.embedded.sqlite import transaction
 from gateway.wire import json
@@ -60,9 +62,9 @@ def put(db: sqlite3.Connection, name: str, terms: KeyTerms, by: By) -> Change:
         if key.terms == terms:
             return Change(key, "unchanged")
         db.execute(
-            "UPDATE key SET tier = ?, team = ?, chains = ?, limits = ?, role = ?, expires = ?"
-            " WHERE name = ?",
-            (*_columns(terms), name),
+            "UPDATE key SET tier = ?, team = ?, chains = ?, limits = ?, role = ?, expires = ?,"
+            " budgets = ? WHERE name = ?",
+            (*_columns(terms), _budgets(terms), name),
         )
         line = _changed(db, name, "key.change", _difference(key.terms, terms), by)
         return Change(_active(db, name), "changed", line)
@@ -99,8 +101,8 @@ def revoke(db: sqlite3.Connection, name: str, by: By) -> Change:
 
 def _create(db: sqlite3.Connection, name: str, terms: KeyTerms, by: By) -> Change:
     made = make_key()
-    row = (name, made.id, made.digest, None, None, *_columns(terms), by.now, None)
-    db.execute("INSERT INTO key VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+    row = (name, made.id, made.digest, None, None, *_columns(terms), by.now, None, _budgets(terms))
+    db.execute("INSERT INTO key VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
     said = _difference(KeyTerms(), terms)
     line = _changed(db, name, "key.create", f"ok, gk_{made.id}{said.removeprefix('ok')}", by)
     return Change(_active(db, name), "created", line, made)
@@ -119,6 +121,7 @@ def _difference(before: KeyTerms, after: KeyTerms) -> str:
         ("team", before.team, after.team),
         ("chains", before.chains, after.chains),
         ("limits", before.limits, after.limits),
+        ("budgets", _dollars(before), _dollars(after)),
         ("role", before.role, after.role),
         ("expires", before.expires, after.expires),
     ]
@@ -132,6 +135,13 @@ def _spelled(value: object) -> str:
             f"{part[0]}:{part[1]}" if isinstance(part, tuple) else str(part) for part in value
         )
     return "none" if value is None else str(value)
+
+
+def _dollars(terms: KeyTerms) -> tuple[str, ...]:
+    return tuple(
+        f"{one.per}:${Cost(one.nano_usd).dollars()}{'' if one.hard else ':soft'}"
+        for one in terms.budgets
+    )
 
 
 def _active(db: sqlite3.Connection, name: str) -> StoredKey:
@@ -152,9 +162,13 @@ def _columns(terms: KeyTerms) -> tuple[Any, ...]:
     )
 
 
+def _budgets(terms: KeyTerms) -> str:
+    return json.dumps([list(budget) for budget in terms.budgets]).decode()
+
+
 def _key(row: Sequence[Any]) -> StoredKey:
     name, public, digest, previous, until, tier, team, chains, limits, role, *times = row
-    expires, created, revoked = times
+    expires, created, revoked, budgets = times
     return StoredKey(
         name=name,
         id=public,
@@ -169,4 +183,5 @@ def _key(row: Sequence[Any]) -> StoredKey:
         expires=expires,
         created=created,
         revoked=revoked,
+        budgets=tuple(Budget(*row) for row in json.loads(budgets)),
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gateway.clock import Clock
-from gateway.core.budget import allowances
+from gateway.core.budget import Budget, allowances, narrowed
 from gateway.core.events import Event, StateTrouble
 from gateway.core.keys import (
     Change,
@@ -63,10 +63,11 @@ class KeyStore:
         limits: Sequence[LimitRow] = (),
         expires: float | None = None,
         role: Role = "client",
+        budgets: Sequence[Budget] = (),
     ) -> MadeKey:
         """A new key; its secret exists nowhere but in the answer. Raises KeyTaken."""
         named = None if chains is None else tuple(chains)
-        terms = KeyTerms(tier, team, named, tuple(limits), role, expires)
+        terms = KeyTerms(tier, team, named, tuple(limits), role, expires, tuple(budgets))
         with opened(self._folder) as db:
             return _secret(key_rows.create(db, name, terms, self._by()))
 
@@ -240,7 +241,10 @@ def principal_of(key: StoredKey, snapshot: Snapshot) -> Principal | None:
         role=key.role,
         chains=_chains(key, team.chains, snapshot),
         accounts=(*_accounts(key, tier.limits if tier else ()), *team.accounts),
-        budgets=(*allowances("key", key.name, tier.budgets if tier else ()), *team.budgets),
+        budgets=(
+            *allowances("key", key.name, narrowed(tier.budgets if tier else (), key.budgets)),
+            *team.budgets,
+        ),
     )
 
 

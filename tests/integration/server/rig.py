@@ -156,8 +156,8 @@ class FakeAdmin:
     def chains(self) -> Mapping[str, Any]:
         return {"chains": []}
 
-    def limits(self, key: str | None, most: int) -> Mapping[str, Any] | None:
-        return None if key == "nobody" else {"limits": [], "more": False}
+    async def limits(self, key: str | None, most: int) -> Mapping[str, Any] | None:
+        return None if key == "nobody" else {"limits": [], "budgets": [], "more": False}
 
     async def audit(self, most: int, before: int | None) -> Mapping[str, Any]:
         return {"lines": [], "next": None}

@@ -3,6 +3,7 @@
 import pytest
 
 from gateway.core.audit import Act
+from gateway.core.budget import Budget
 from gateway.core.keys import KeyTerms
 from gateway.server.routes import ADMIN
 from tests.integration.server.rig import (
@@ -149,12 +150,14 @@ async def test_a_key_is_put_as_the_body_has_it():
     async with gateway(admin_keys=True) as g, dial(g.admin_port) as line:
         body = (
             b'{"tier":"free","team":"search","chains":["smart"],"role":"agent",'
-            b'"limits":{"rpm":5,"tpm":null},"expires":"2030-12-31"}'
+            b'"limits":{"rpm":5,"tpm":null},"expires":"2030-12-31",'
+            b'"budgets":[{"usd":"0.5","per":"day"},{"usd":"9000000","per":"total","hard":false}]}'
         )
         assert (await line.ask(put(body, "/admin/keys/alice"))).status == 200
         assert (await line.ask(put(b"", "/admin/keys/bob"))).status == 200
         end = 1_924_992_000.0  # 2031-01-01
-        alice = KeyTerms("free", "search", ("smart",), (("rpm", 5, None),), "agent", end)
+        money = (Budget("day", 500_000_000), Budget("total", 9_000_000 * 10**9, hard=False))
+        alice = KeyTerms("free", "search", ("smart",), (("rpm", 5, None),), "agent", end, money)
         assert g.admin.told == [
             ("alice", alice, "operator"),
             ("bob", KeyTerms(), "operator"),
@@ -170,6 +173,8 @@ async def test_a_key_is_put_as_the_body_has_it():
         (b'{"tier":5}', "tier", "str"),
         (b'{"limits":{"rpm":0}}', "limits.rpm", ">= 1"),
         (b'{"limits":{"rpm":1000000001}}', "limits.rpm", "<= 1000000000"),
+        (b'{"budgets":[{"usd":"0.0","per":"day"}]}', "budgets", "more than 0 dollars"),
+        (b'{"budgets":[{"usd":"9000000.1","per":"day"}]}', "budgets", "9,000,000"),
         (b'{"role":"king"}', "role", "role"),
         (b'{"expires":"soon"}', "expires", "expires"),
         (b'{"expires":"2030-02-31"}', "expires", "2026-12-31"),

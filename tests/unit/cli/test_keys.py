@@ -9,6 +9,7 @@ import pytest
 
 from gateway.cli.exits import CONFLICT, NOT_FOUND, UNAVAILABLE, USAGE
 from gateway.clock import SystemClock
+from gateway.core.budget import Budget
 from gateway.core.keys import StoredKey, read_key
 from gateway.state.embedded.keys import KeyStore
 from tests.unit.cli.conftest import Run
@@ -40,7 +41,7 @@ def test_a_key_is_made_and_its_secret_is_alone_on_stdout(run: Run, tmp_path: Pat
             "smart, cheap",
         ),
         *("--rpm", "5", "--tpm", "1000", "--concurrency", "2", "--expires", "30d"),
-        *("--role", "agent"),
+        *("--role", "agent", "--budget", "0.5/day", "--budget", "20/total"),
     )
     assert done.exit_code == 0
     secret = done.stdout.strip()
@@ -55,8 +56,21 @@ def test_a_key_is_made_and_its_secret_is_alone_on_stdout(run: Run, tmp_path: Pat
         "agent",
     )
     assert bob.limits == (("rpm", 5, None), ("tpm", 1000, None), ("concurrency", 2, None))
+    assert bob.budgets == (Budget("day", 500_000_000), Budget("total", 20_000_000_000))
+    assert "$0.5/day $20/total" in run("keys", "show", "bob").stdout
     assert bob.expires is not None
     assert 29.9 * 86_400 < bob.expires - SystemClock().now() < 30.1 * 86_400
+
+
+@pytest.mark.parametrize(
+    "budget", ["20", "20/week", "0/day", "-1/day", "1e3/day", "9000001/day", "0.0000000001/day"]
+)
+def test_a_budget_that_is_none_is_refused_with_one_that_is(run: Run, budget: str) -> None:
+    done = run("keys", "create", "bob", "--budget", budget)
+    assert done.exit_code == USAGE
+    assert repr(budget) in done.stderr
+    assert "--budget 20/day" in done.stderr
+    assert listed(run) == []
 
 
 def test_a_day_ends_at_its_end(run: Run, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`gateway limits`: a row a limit."""
+"""`gateway limits`: a row a limit, a row a budget."""
 
 import json
 from pathlib import Path
@@ -18,27 +18,45 @@ ROW = {
     "remaining": 1_000,
     "reset_s": 61.5,
 }
+BUDGET = {
+    "account": "key:bob:budget:day:2026-11-21",
+    "scope": "key",
+    "name": "bob",
+    "per": "day",
+    "hard": False,
+    "limit_usd": "20",
+    "used_usd": "20.000812",
+    "remaining_usd": "0",
+    "resets_at": "2026-11-22T00:00:00Z",
+}
 
 
 @pytest.mark.usefixtures("config")
 def test_a_row_a_limit(run: Run, gateway: FakeGateway) -> None:
-    money = ROW | {"kind": "budget", "limit": 20 * 10**9, "used": 5 * 10**8, "remaining": 0}
-    gateway.says("/admin/limits", {"limits": [ROW, money], "more": True})
+    gateway.says("/admin/limits", {"limits": [ROW], "budgets": [BUDGET], "more": True})
     done = run("limits", "bob", "--admin-url", gateway.url, env={"GATEWAY_ADMIN_KEY": "k"})
     assert done.exit_code == 0
     row = done.stdout.splitlines()[1].split()
     assert row[:6] == ["key", "bob", "tpm", "39,000", "40,000", "1,000"]
-    assert done.stdout.splitlines()[2].split()[3:6] == ["$0.5", "$20", "$0"]
+    assert done.stdout.splitlines()[3].split() == [
+        "key", "bob", "day", "(soft)", "$20.000812", "$20", "$0", "2026-11-22T00:00:00Z"
+    ]  # fmt: skip
     assert "more than 10000" in done.stderr
     ((_, asked, _, headers),) = gateway.asked
     assert asked == "/admin/limits?limit=10000&key=bob"
     assert headers["authorization"] == "Bearer k"
     told = run("limits", "--json", "--admin-url", gateway.url)
-    assert json.loads(told.stdout)["limits"] == [ROW, money]
+    assert json.loads(told.stdout)["limits"] == [ROW]
+    assert json.loads(told.stdout)["budgets"] == [BUDGET]
 
 
 def test_no_limit_and_no_key(run: Run, gateway: FakeGateway, config: Path) -> None:
-    gateway.says("/admin/limits", {"limits": [], "more": False})
+    unread = BUDGET | {"used_usd": None, "remaining_usd": None, "per": "total", "resets_at": None}
+    gateway.says("/admin/limits", {"limits": [], "budgets": [unread], "more": False})
+    done = run("limits", "--admin-url", gateway.url, "-c", str(config))
+    assert done.stdout.splitlines()[1].split()[-4:] == ["unknown", "$20", "unknown", "never"]
+    assert "ledger cannot be read" in done.stderr
+    gateway.says("/admin/limits", {"limits": [], "budgets": [], "more": False})
     done = run("limits", "--admin-url", gateway.url, "-c", str(config))
     assert (done.exit_code, done.stdout) == (0, "")
     assert "no limits" in done.stderr

@@ -1,10 +1,12 @@
 """A key as it is shown."""
 
+from gateway.core.budget import Budget, allowances
 from gateway.core.key_told import all_told, moment
 from gateway.core.keys import StoredKey
 from gateway.core.principal import Principal
 from gateway.core.snapshot import DeclaredKey, Snapshot
 
+BIG = Budget("month", 10**12)
 NOW = 1_800_000_000.0  # 2027-01-15T08:00:00Z
 
 
@@ -23,11 +25,14 @@ def test_no_digest_is_shown_and_moments_are_rfc_3339():
         expires=None,
         created=NOW - 0.5,
         revoked=None,
+        budgets=(Budget("day", 500_000_000, hard=False),),
     )
-    declared = DeclaredKey("app", b"d" * 32, Principal("app", role="metrics"), NOW)
+    theirs = (*allowances("key", "app", [Budget("total", 1)]), *allowances("team", "t", [BIG]))
+    declared = DeclaredKey("app", b"d" * 32, Principal("app", role="metrics", budgets=theirs), NOW)
     snapshot = Snapshot("c", {}, {}, {}, keys=(declared,))
     app, job = all_told([stored], snapshot, NOW)
     assert (app["name"], app["source"], app["state"]) == ("app", "file", "expired")
+    assert app["budgets"] == [{"usd": "0.000000001", "per": "total", "hard": True}]
     assert app["expires"] == "2027-01-15T08:00:00Z"
     assert job == {
         "name": "job",
@@ -38,6 +43,7 @@ def test_no_digest_is_shown_and_moments_are_rfc_3339():
         "team": None,
         "chains": ["smart"],
         "limits": {"rpm": 5},
+        "budgets": [{"usd": "0.5", "per": "day", "hard": False}],
         "expires": None,
         "created": "2027-01-15T07:59:59Z",
         "revoked": None,

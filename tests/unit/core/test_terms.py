@@ -3,18 +3,21 @@
 import pytest
 
 from gateway.config.load import load_text
+from gateway.core.budget import Budget
 from gateway.core.keys import KeyTerms
 from gateway.core.terms import LATEST, objection
 
 FILE = """
 providers: {p: {kind: sim}}
 chains: {smart: {try: [p/m], also: [gpt-4o]}, cheap: [p/m]}
-tiers: {free: {limits: {rpm: 20, concurrency: 2}}, open: {}}
+tiers: {free: {limits: {rpm: 20, concurrency: 2}, budgets: [{usd: 2, per: day}]}, open: {}}
 teams: {us: {tier: free, chains: [cheap]}, them: {}}
 keys: []
 """
 SNAPSHOT = load_text(FILE, "f", {}).snapshot
 NOW = 1_800_000_000.0
+USD = 10**9
+DEAR = Budget("day", 2_500_000_000)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +26,8 @@ NOW = 1_800_000_000.0
         KeyTerms(),
         KeyTerms("free", "us", ("cheap",), (("rpm", 20, None), ("tpm", 10**9, None))),
         KeyTerms("open", "us", None, (("rpm", 10**6, None),)),
+        KeyTerms("free", budgets=(Budget("day", 2 * USD), Budget("total", 9 * USD, hard=False))),
+        KeyTerms("open", budgets=(Budget("day", 9 * USD, hard=False),)),
         KeyTerms(None, "them", ("gpt-4o",), (("concurrency", 9, None),), "admin", NOW + 1),
     ],
 )
@@ -47,6 +52,10 @@ def test_what_the_file_allows_is_allowed(terms):
             "limits.concurrency",
             "the 2 of the team us",
         ),
+        ("job", KeyTerms("free", budgets=(DEAR,)), "budgets", "$2.5 per day is more than the $2"),
+        ("job", KeyTerms(team="us", budgets=(DEAR,)), "budgets", "$2 of the team us"),
+        ("job", KeyTerms("free", budgets=(Budget("day", 1, hard=False),)), "budgets", "is hard"),
+        ("job", KeyTerms(budgets=(DEAR, DEAR)), "budgets", "Two budgets per day"),
         ("job", KeyTerms(expires=NOW), "expires", "over"),
         ("job", KeyTerms(expires=LATEST + 1), "expires", "9998"),
     ],

@@ -66,13 +66,15 @@ def test_a_target_is_shown_at_its_worst_and_how_many_see_it_so() -> None:
     assert chain["targets"] == [target(**worst, lacks=["tools", "vision"])]
 
 
-def test_of_a_limit_the_least_is_told() -> None:
-    def limits(remaining: int, reset: float) -> dict[str, Any]:
+def test_of_a_limit_and_a_budget_the_least_is_told() -> None:
+    def limits(remaining: int, reset: float, used_usd: str | None) -> dict[str, Any]:
         row = {"account": "a", "limit": 10, "used": 10 - remaining, "remaining": remaining}
-        return {"limits": [{**row, "reset_s": reset}], "more": False}
+        budget = {"account": "b", "used_usd": used_usd}
+        return {"limits": [{**row, "reset_s": reset}], "budgets": [budget], "more": False}
 
-    told = merged.limits([(1, limits(9, 1.0)), (2, limits(4, 3.0)), (3, None)])
-    assert told == {**limits(4, 3.0), "silent": [3]}
+    there = [(1, limits(9, 1.0, None)), (2, limits(4, 3.0, "10.5")), (4, limits(5, 2.0, "9"))]
+    told = merged.limits([*there, (3, None)])
+    assert told == {**limits(4, 3.0, "10.5"), "silent": [3]}
 
 
 def test_the_last_requests_are_the_last_of_all() -> None:

@@ -47,4 +47,6 @@ def test_an_operation_says_who_may_what_it_takes_and_how_it_may_end(route):
 def test_no_field_takes_a_url_a_template_or_code():
     asked = [operation.body for operation in OPERATIONS.values() if operation.body is not None]
     names = {name for body in asked for name in body.__struct_fields__}
-    assert names == {"tier", "team", "chains", "limits", "role", "expires", "overlap_s", "set"}
+    assert names == {
+        "tier", "team", "chains", "limits", "budgets", "role", "expires", "overlap_s", "set"
+    }  # fmt: skip

@@ -188,6 +188,7 @@ async def test_a_key_gets_its_tiers_share_and_its_teams_and_only_narrows_them(ha
         chains=["gpt-4o", "cheap"],
         limits=[("rpm", 10, None), ("concurrency", 9, None), ("tpm", 500, None)],
         role="agent",
+        budgets=[Budget("day", 3, hard=False), Budget("total", 7)],
     ).secret.reveal()
     await hall.keys.poll()
     principal = await hall.asks(token)
@@ -205,7 +206,7 @@ async def test_a_key_gets_its_tiers_share_and_its_teams_and_only_narrows_them(ha
         default_max_tokens=1024,
         priority="low",
         budgets=(
-            *allowances("key", "job", [Budget("day", 5)]),
+            *allowances("key", "job", [Budget("day", 3), Budget("total", 7)]),
             *allowances("team", "search", [Budget("month", 9)]),
         ),
     )

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.core.budget import Budget
 from gateway.core.events import Audited, Event
 from gateway.core.keys import KeyTaken, KeyTerms, NoSuchKey, read_key
 from gateway.core.snapshot import Snapshot
@@ -15,7 +16,9 @@ from gateway.state.embedded.sqlite import Store
 from tests.support.clock import ManualClock
 
 BY = ("gk_operator", "c0ffee")
-TERMS = KeyTerms(chains=("smart",), limits=(("rpm", 5, None),), role="agent")
+TERMS = KeyTerms(
+    chains=("smart",), limits=(("rpm", 5, None),), role="agent", budgets=(Budget("day", 10**9),)
+)
 
 
 class Hall:
@@ -59,12 +62,17 @@ async def test_what_is_put_counts_at_once_and_the_same_again_changes_nothing(hal
     id = made.key.id
     assert hall.heard == [Audited(line) for line in reversed(hall.audit.newest(9))]
     assert hall.lines == [
-        ("gk_operator", "key.create", "job", f"ok, gk_{id}, chains=smart limits=rpm:5 role=agent"),
+        (
+            "gk_operator",
+            "key.create",
+            "job",
+            f"ok, gk_{id}, chains=smart limits=rpm:5 budgets=day:$1 role=agent",
+        ),
         (
             "gk_operator",
             "key.change",
             "job",
-            "ok, tier=gone chains=none limits= role=client",
+            "ok, tier=gone chains=none limits= budgets= role=client",
         ),
     ]
 

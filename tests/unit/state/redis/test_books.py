@@ -20,11 +20,12 @@ from tests.unit.state.make import line, opening
 
 DAY = 86_400
 CLOCK = ManualClock()
+ASKED = ("a:budget:total", "b3", "c")
 
 
 def write(journal: Journal) -> None:
     for number, (ago, nano_usd) in enumerate([(0, 5), (3, None), (40, 7), (399, 11)]):
-        journal.open(opening(f"{number}.1"))
+        journal.open(opening(f"{number}.1", budgets=("a:budget:total", f"b{number}")))
         journal.close(line(f"{number}.1", at=CLOCK.now() - ago * DAY, nano_usd=nano_usd))
     journal.open(opening("x.1", key_id="another"))
     journal.close(line("x.1", at=CLOCK.now()))
@@ -42,6 +43,7 @@ async def test_a_key_is_told_the_same_over_both_wings_and_nothing_of_another(
     assert await embedded.ship()
     books = EmbeddedBooks(store, CLOCK)
     found.append([await books.spending(key) for key in ("search-prod", "another", "nobody")])
+    assert await books.budgets(ASKED) == {"a:budget:total": 23, "b3": 11}
     await embedded.leave()
     await store.close()
     link = Link(server.url, SystemClock(), lambda _: None, 2.0)
@@ -52,9 +54,12 @@ async def test_a_key_is_told_the_same_over_both_wings_and_nothing_of_another(
     await shared.leave()
     far = RedisBooks(link, CLOCK)
     found.append([await far.spending(key) for key in ("search-prod", "another", "nobody")])
+    assert await far.budgets(ASKED) == {"a:budget:total": 23, "b3": 11}
     assert found[0] == found[1]
     assert found[1][0].total.nano_usd == 23
     server.kill()
     with pytest.raises(Overloaded):
         await far.spending("another")
+    with pytest.raises(Overloaded):
+        await far.budgets(ASKED)
     await link.close()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.clock import SystemClock
+from gateway.core.budget import Budget, allowances
 from gateway.core.keys import read_key
 from gateway.core.principal import Principal
 from gateway.core.snapshot import Snapshot
@@ -56,11 +57,12 @@ async def test_a_key_made_rotated_or_revoked_anywhere_counts_everywhere(
     machines: list[Machine],
 ) -> None:
     here, there, _ = machines
-    first = here.file.create("job").secret.reveal()
+    own = [Budget("day", 5, hard=False)]
+    first = here.file.create("job", budgets=own).secret.reveal()
     assert await here.shared.publish("job")
     found = await there.knows(first)
     assert found is not None
-    assert found.key_id == "job"
+    assert (found.key_id, found.budgets) == ("job", allowances("key", "job", own))
     second = there.file.rotate("job", 1e9).secret.reveal()
     assert await there.shared.publish("job")
     assert await here.knows(second)
