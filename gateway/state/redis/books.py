@@ -7,9 +7,9 @@ from typing import TypeVar
 from gateway.clock import Clock
 from gateway.core.usage import Spending, Spent
 from gateway.errors import Overloaded
-from gateway.state.redis.accounts import BUDGETS
 from gateway.state.redis.connect import Link, RedisLost, Script
 from gateway.state.redis.ledger import FIGURES, sums_key
+from gateway.state.redis.spent import BUDGETS
 from gateway.state.rows import SUMS
 
 EPOCH = date(1970, 1, 1)
