@@ -11,6 +11,7 @@ from tests.house.source import ROOT, direct, modules, name_of, python_files, rea
 SERVER = "tests/integration/server"
 ELSEWHERE = {
     "gateway/__main__.py": "tests/end_to_end/test_two_commands.py",
+    "gateway/app/headroom.py": "tests/integration/test_budgets.py",
     "gateway/app/house.py": "tests/integration/test_fallback.py",
     "gateway/app/key_room.py": "tests/integration/test_admin_api.py",
     "gateway/app/operator.py": "tests/integration/test_admin_api.py",
@@ -35,6 +36,7 @@ ELSEWHERE = {
     "gateway/core/target.py": "tests/unit/config/test_resolve.py",
     "gateway/core/usage.py": "tests/unit/pipeline/test_settle.py",
     "gateway/errors.py": f"{SERVER}/test_openai_sdk.py",
+    "gateway/state/redis/spent.py": "tests/unit/state/redis/test_ledger.py",
     "gateway/state/backlog.py": "tests/unit/state/embedded/test_ledger.py",
     "gateway/state/redis/reports.py": "tests/contract/test_reports.py",
     "gateway/state/rows.py": "tests/unit/state/embedded/test_ledger.py",
