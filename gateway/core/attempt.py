@@ -1,5 +1,6 @@
 """What changes while a request is under way: its attempts, and the exchange that holds all."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -152,7 +153,7 @@ class Exchange:
         return ",".join(told)
 
 
-class Reservation:
+class Reservation(ABC):
     """What is held for one request: account id -> n. Made and changed by the limiter only.
 
     `headroom` is that of the tightest caller accounts, taken when it was made.
@@ -165,9 +166,9 @@ class Reservation:
         self.headroom = headroom
 
     @property
+    @abstractmethod
     def held(self) -> Mapping[str, int]:
         """Made anew at each look."""
-        raise NotImplementedError
 
 
 class Headroom(NamedTuple):

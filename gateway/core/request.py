@@ -77,10 +77,6 @@ class Request(json.Struct, frozen=True):
     needs: frozenset[str] = frozenset()
     cap: int | None = None
 
-    def with_members(self, changed: Mapping[str, json.Raw]) -> "Request":
-        """The same request with some members set: attempts cannot spoil each other."""
-        return json.changed(self, members={**self.members, **changed})
-
     def body(self) -> bytes:
         """The members joined again, never the caller's own bytes."""
         return json.join(self.members)

@@ -6,7 +6,7 @@ from gateway.clock import Clock
 from gateway.core.attempt import Demand, Exchange, Refusal, Reservation
 from gateway.core.plan import Facts, Plan, Skip
 from gateway.core.ports import Limiter
-from gateway.core.target import Cause
+from gateway.core.target import Cause, Target
 from gateway.errors import BudgetSpent, GatewayError, RateLimited
 from gateway.pipeline.budgets import demands as budget_demands
 from gateway.pipeline.budgets import spent
@@ -43,9 +43,7 @@ class Admit:
         taken = self.limiter.try_reserve(facts.id, demands, facts.told)
         if taken is not None:
             exchange.headroom = taken.headroom
-            exchange.held_for = plan.tries[0].target
-            if facts.purse is not None:
-                _hold(exchange, plan)
+            _admitted(exchange, plan, plan.tries[0].target)
         return taken
 
     async def __call__(self, exchange: Exchange) -> Reservation:
@@ -108,19 +106,19 @@ class Admit:
         if full is not None:
             return self._refusal(facts, full)
         demands = self._demands(facts, plan)
-        told = facts.told
-        taken = await self.limiter.reserve(facts.id, demands, told)
+        target = plan.tries[0].target if plan.tries else None
+        taken = await self.limiter.reserve(facts.id, demands, facts.told)
         if isinstance(taken, Refusal) and taken.account.scope not in CALLER:
             if not plan.whole:
                 return await self._reserve(exchange, facts, self.plan(facts))
             # The walk meets the full target itself and goes on to the next.
             callers = [demand for demand in demands if demand.account.scope in CALLER]
-            taken = await self.limiter.reserve(facts.id, callers, told)
-        elif plan.tries:
-            exchange.held_for = plan.tries[0].target
-        exchange.plan = plan
-        if facts.purse is not None:
-            _hold(exchange, plan)
+            taken = await self.limiter.reserve(facts.id, callers, facts.told)
+            target = None
+        if isinstance(taken, Refusal):
+            exchange.plan = plan  # of which the refusal tells
+        else:
+            _admitted(exchange, plan, target)
         return taken
 
     async def _wait(self, exchange: Exchange, facts: Facts, refusal: Refusal) -> Reservation:
@@ -137,10 +135,7 @@ class Admit:
             taken = self.limiter.try_reserve(facts.id, self._demands(facts, plan), facts.told)
             if taken is not None:  # it is the exchange's from now on, whatever becomes of the wait
                 exchange.reservation = taken
-                exchange.plan = plan
-                exchange.held_for = plan.tries[0].target
-                if facts.purse is not None:
-                    _hold(exchange, plan)
+                _admitted(exchange, plan, plan.tries[0].target)
             return taken
 
         slots = [Demand(account, 1) for account in facts.accounts if account.kind == "concurrency"]
@@ -185,9 +180,11 @@ class Admit:
         return Refusal(account, wait)
 
 
-def _hold(exchange: Exchange, plan: Plan) -> None:
-    """What budgets hold from the start: the bound of the first target."""
-    exchange.hold = exchange.prepaid = plan.tries[0].hold.nano_usd if plan.tries else 0
+def _admitted(exchange: Exchange, plan: Plan, held_for: Target | None) -> None:
+    """What is held from the start: a target's accounts, and in budgets the first one's bound."""
+    exchange.plan, exchange.held_for = plan, held_for
+    if exchange.facts is not None and exchange.facts.purse is not None:
+        exchange.hold = exchange.prepaid = plan.tries[0].hold.nano_usd if plan.tries else 0
 
 
 def _worth_waiting(refusal: Refusal) -> bool:

@@ -1,7 +1,10 @@
 """Accounts of the caller and of the first target: all or none; else wait in line, or 429."""
 
+from dataclasses import replace
+
 import pytest
 
+from gateway.core.attempt import Refusal
 from gateway.core.plan import Standing
 from gateway.core.principal import Principal, SubLimits
 from gateway.core.request import Hints
@@ -193,3 +196,39 @@ async def test_accounts_of_users_who_went_away_are_forgotten():
         await world.ask(hints=Hints(user=f"u{n}", session=f"s{n}"))
         world.clock.advance(1.0)
     assert len(world.limiter) < 2 * 2 * 125 + 10
+
+
+class Refusing:
+    """A limiter that first refuses these accounts, one a call."""
+
+    def __init__(self, limiter, *accounts):
+        self._limiter = limiter
+        self._accounts = list(accounts)
+
+    def __getattr__(self, name):
+        return getattr(self._limiter, name)
+
+    def try_reserve(self, id, demands, told):
+        return None
+
+    async def reserve(self, id, demands, told):
+        if self._accounts:
+            return Refusal(self._accounts.pop(0), 0.01)
+        return await self._limiter.reserve(id, demands, told)
+
+
+async def test_what_was_refused_before_the_wait_is_not_taken_for_held_after_it():
+    place = Account("target:gpt:concurrency", "target", "gpt", "concurrency", 5)
+    chain = make_chain(make_target("gpt", accounts=(place,)))
+    principal = Principal("k", accounts=(SLOT,), wait=5.0)
+    world = World(chain, {"gpt": answers(delay=1.0)}, principal=principal)
+    world.admit = replace(world.admit, limiter=Refusing(world.limiter, SLOT, place))
+    going = world.begin()
+    for _ in range(5):
+        await turns()
+        world.clock.advance(0.02)
+        world.queue.pump()
+    await turns()
+    assert world.upstreams.asked == ["gpt"]
+    assert world.held([place]) == 1
+    assert (await going.end()).error is None

@@ -1,6 +1,8 @@
 """Fair, bounded waiting: who goes first, who is refused, and nobody is forgotten."""
 
 import asyncio
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import pytest
 from hypothesis import given, settings
@@ -28,6 +30,10 @@ from tests.support.fakes import (
 CHAIN = make_chain("gpt")
 
 
+class Place(Reservation):
+    held: Mapping[str, int] = MappingProxyType({})
+
+
 class Room:
     """One account with places, and a queue before it."""
 
@@ -49,7 +55,7 @@ class Room:
                 return Refusal(self.account, 0.1)
             self.free -= 1
             self.order.append(name)
-            return Reservation(name, ())
+            return Place(name, ())
 
         refusal = Refusal(self.account, 0.1)
         tries = Tries(lambda: 0.0 if self.free > 0 else 9.0, lambda: None, again)

@@ -122,9 +122,12 @@ async def test_among_several_workers_a_small_limit_is_asked_for_each_time(
     await other.tick()
     clock.advance(HEARTBEAT)
     await other.tick()
+    await limiter.tick()  # now each knows of the other
+    before = len(store.calls)
     for _ in range(5):
         await held(limiter, Demand(rpm(10), 1))
         await held(other, Demand(rpm(10), 1))
+    assert len(store.calls) == before + 10
     await refused(limiter, Demand(rpm(10), 1))
     await refused(other, Demand(rpm(10), 1))
 

@@ -621,7 +621,7 @@ async def test_a_pooled_private_connection_is_not_lent_to_a_public_target(
                 pass
 
 
-async def test_no_timer_is_left(transport: HttpTransport) -> None:
+async def test_what_has_ended_is_not_interrupted_later(transport: HttpTransport) -> None:
     async def script(line: Line) -> None:
         await line.hear()
         await line.say(whole(b"{}"))
