@@ -119,10 +119,10 @@ async def test_among_several_workers_a_small_limit_is_asked_for_each_time(
     limiter: Slices, store: Counting, clock: ManualClock
 ) -> None:
     other = Slices(store, "w2", clock)
-    await other.tick()
-    clock.advance(HEARTBEAT)
-    await other.tick()
-    await limiter.tick()  # now each knows of the other
+    for _ in range(2):  # each is heard of, then each hears of the other
+        clock.advance(HEARTBEAT)
+        await other.tick()
+        await limiter.tick()
     before = len(store.calls)
     for _ in range(5):
         await held(limiter, Demand(rpm(10), 1))
