@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -162,12 +162,8 @@ class House:
             alarm = Alarm(
                 self.transport, self.clock, lambda: self.snapshot.alerts.webhook, self.heard
             )
-            ears: list[Listener] = [
-                self.metrics,
-                self.state.stories,
-                alarm,
-                *self.wishes.listeners,
-            ]
+            ears: tuple[Listener, ...] = (self.metrics, self.state.stories, alarm)
+            ears += self.wishes.listeners
             self._ears = tuple(listener.heard for listener in ears)
             names = Names()
             self.unpark = Unpark(
@@ -192,17 +188,23 @@ class House:
                 )
             )
             self._tasks = await stack.enter_async_context(_Tasks(self.heard))
-            self._tasks.start(self.readiness.watch(lambda: self.snapshot, lambda: self.adapters))
-            self._tasks.start(self._watch_file())
-            self._tasks.start(self._stand_guard(Machine(crew.count if crew else 1)))
-            self._tasks.start(alarm.run())
-            self._tasks.start(self.unpark.run())
-            if crew is not None:
-                self._tasks.start(self._say_alive(crew))
+            for errand in self._errands(alarm):
+                self._tasks.start(errand)
             name = f"worker {crew.number}" if crew else ""
             self._witnessed(Lifecycle("started", name))
             yield self
             self._witnessed(Lifecycle("stopped", name))
+
+    def _errands(self, alarm: Alarm) -> Iterator[Coroutine[None, None, None]]:
+        """What goes on by itself as long as the process serves."""
+        crew = self.wishes.crew
+        yield self.readiness.watch(lambda: self.snapshot, lambda: self.adapters)
+        yield self._watch_file()
+        yield self._stand_guard(Machine(crew.count if crew else 1))
+        yield alarm.run()
+        yield self.unpark.run()
+        if crew is not None:
+            yield self._say_alive(crew)
 
     @asynccontextmanager
     async def _rooms(self, rng: random.Random, workers: int) -> AsyncIterator[EmbeddedState]:

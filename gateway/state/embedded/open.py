@@ -5,7 +5,7 @@ import errno
 import os
 import random
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -37,6 +37,8 @@ from gateway.state.spare import Spare
 from gateway.state.wing import OwnAnswers, OwnLedger, Wing
 
 CLEANER = "cleaner.lock"  # of several workers one forgets what is old, for all
+
+Chore = tuple[float, Callable[[], Awaitable[object]]]  # done every so many seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +100,7 @@ async def open_state(  # noqa: PLR0913 - each is somebody else's to give
     keys_store = Store(wing.keys_dir) if wing else store
     cleaner = Lease(folder / CLEANER)
     try:
-        try:
-            await store.run(lambda _: None)
-        except sqlite3.Error as error:  # such as "database or disk is full"
-            raise OSError(errno.EIO, str(error), str(folder / FILE)) from None
+        await _opened(store)
         worker = os.urandom(8).hex()
         journal = Journal(folder, worker, heard=heard)
         log = AuditLog(keys_store, snapshot.config, clock, heard)
@@ -135,22 +134,6 @@ async def open_state(  # noqa: PLR0913 - each is somebody else's to give
             answers: OwnAnswers = wing.answers(own) if wing else own
             lots = EmbeddedParking(store, clock, heard)
             register = EmbeddedRegister(keys_store, keys, log, clock)
-            state = EmbeddedState(
-                limiter,
-                ledger,
-                keys,
-                wing.register(register) if wing else register,
-                log,
-                wing.books if wing else EmbeddedBooks(store, clock),
-                health,
-                stories,
-                watch,
-                answers,
-                lots,
-                worker,
-                recovered,
-                wing,
-            )
 
             async def clean() -> None:
                 if cleaner.taken():
@@ -162,26 +145,40 @@ async def open_state(  # noqa: PLR0913 - each is somebody else's to give
                     await lots.clean()
                     await log.clean()
 
-            async with _Chores(clock, heard) as chores:
-                chores.every(TICK, limiter.tick)
-                chores.every(SHIP, ledger.ship)
-                chores.every(SYNC, ledger.sync)
-                chores.every(TIDY, ledger.recover)
-                chores.every(CLEAN, clean)
-                chores.every(POLL, keys.poll)
-                chores.every(WRITE, stories.write)
-                chores.every(LOOK, watch.look)
-                chores.every(RENEW, answers.renew)
-                chores.every(GLANCE, answers.look)
-                chores.every(parking.RENEW, lots.renew)
-                chores.every(parking.GLANCE, lots.look)
-                chores.every(audit.WRITE, log.write)
-                if wing:
-                    chores.every(RENEW, own.renew)
-                    chores.every(GLANCE, own.look)
-                    for seconds, chore in wing.chores:
-                        chores.every(seconds, chore)
-                yield state
+            chores: list[Chore] = [
+                (TICK, limiter.tick),
+                (SHIP, ledger.ship),
+                (SYNC, ledger.sync),
+                (TIDY, ledger.recover),
+                (CLEAN, clean),
+                (POLL, keys.poll),
+                (WRITE, stories.write),
+                (LOOK, watch.look),
+                (RENEW, answers.renew),
+                (GLANCE, answers.look),
+                (parking.RENEW, lots.renew),
+                (parking.GLANCE, lots.look),
+                (audit.WRITE, log.write),
+            ]
+            if wing:
+                chores += [(RENEW, own.renew), (GLANCE, own.look), *wing.chores]
+            async with _Chores(clock, heard, chores):
+                yield EmbeddedState(
+                    limiter=limiter,
+                    ledger=ledger,
+                    keys=keys,
+                    register=wing.register(register) if wing else register,
+                    audit=log,
+                    books=wing.books if wing else EmbeddedBooks(store, clock),
+                    health=health,
+                    stories=stories,
+                    watch=watch,
+                    answers=answers,
+                    parking=lots,
+                    worker=worker,
+                    recovered=recovered,
+                    wing=wing,
+                )
             await limiter.leave()
             if wing:
                 await wing.leave()
@@ -197,6 +194,14 @@ async def open_state(  # noqa: PLR0913 - each is somebody else's to give
         await store.close()
 
 
+async def _opened(store: Store) -> None:
+    """Raises OSError: the file cannot be used, such as on a full disk."""
+    try:
+        await store.run(lambda _: None)
+    except sqlite3.Error as error:
+        raise OSError(errno.EIO, str(error), str(store.folder / FILE)) from None
+
+
 def _booked(limiter: Slices, finals: Sequence[Final]) -> None:
     """What budgets held for these lines is spent now."""
     limiter.shipped(charges(finals).items())
@@ -205,23 +210,25 @@ def _booked(limiter: Slices, finals: Sequence[Final]) -> None:
 class _Chores:
     """Background tasks with an owner: they end when it does, and none can take it down."""
 
-    def __init__(self, clock: Clock, heard: Callable[[Event], None]) -> None:
+    def __init__(
+        self, clock: Clock, heard: Callable[[Event], None], chores: Iterable[Chore]
+    ) -> None:
         self._clock = clock
         self._heard = heard
+        self._chores = chores
         self._group = asyncio.TaskGroup()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         await self._group.__aenter__()
+        for seconds, chore in self._chores:
+            self._tasks.append(self._group.create_task(self._repeat(seconds, chore)))
         return self
 
     async def __aexit__(self, *error: object) -> None:
         for task in self._tasks:
             task.cancel()
         await self._group.__aexit__(None, None, None)
-
-    def every(self, seconds: float, chore: Callable[[], Awaitable[object]]) -> None:
-        self._tasks.append(self._group.create_task(self._repeat(seconds, chore)))
 
     async def _repeat(self, seconds: float, chore: Callable[[], Awaitable[object]]) -> None:
         while True:
